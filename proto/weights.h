@@ -1,0 +1,170 @@
+/* The weights segment: one model's metadata, tensor table and tensor data in one shared memory object.
+ * Written once by the loading process (weights_build_*), read by the text service and the worker
+ * (weights_map), in the same way by clients/direct over an anonymous memfd.
+ *
+ *   header            struct weights_header, 4 KiB
+ *   metadata          every key of the file: name, type, value (strings and arrays included)
+ *   tensor table      struct weights_tensor_row, by file order, and a string pool for the names
+ *   (gap)             the segment keeps the file's offsets modulo 4 KiB, for direct reads
+ *   data              tensor data; tensor i starts at its data_off
+ *
+ * Offsets are bytes from the segment's start; no pointers. The reader checks every bound once at map time
+ * and trusts nothing else. `watermark` in the header counts the leading bytes of the *data section* that
+ * are complete; it only grows, stored with release order. `layout` says how rows stand (file or rows16).
+ * Segment life: created empty, built, sealed against resizing and writing of size after the header is known,
+ * announced, filled behind the watermark. */
+#pragma once
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/dtype.h"
+#include "proto/err.h"
+
+#define WEIGHTS_MAGIC    0x3157485448524548ull /* "HERTHHW1" as bytes */
+#define WEIGHTS_VERSION  1
+#define WEIGHTS_DIMS_MAX 4
+
+/* GGUF metadata value types, by their numbers in the file. */
+enum weights_type {
+    WEIGHTS_U8 = 0,
+    WEIGHTS_I8 = 1,
+    WEIGHTS_U16 = 2,
+    WEIGHTS_I16 = 3,
+    WEIGHTS_U32 = 4,
+    WEIGHTS_I32 = 5,
+    WEIGHTS_F32 = 6,
+    WEIGHTS_BOOL = 7,
+    WEIGHTS_STRING = 8,
+    WEIGHTS_ARRAY = 9,
+    WEIGHTS_U64 = 10,
+    WEIGHTS_I64 = 11,
+    WEIGHTS_F64 = 12,
+    WEIGHTS_N_TYPES = 13,
+};
+
+/* How a tensor's rows stand in memory. */
+enum weights_layout {
+    WEIGHTS_LAYOUT_FILE = 0,   /* as in the file: row after row of blocks */
+    WEIGHTS_LAYOUT_ROWS16 = 1, /* re-laid in groups of 16 rows, see proto/rows16.h; same size */
+};
+
+struct weights_header {
+    uint64_t magic;
+    uint32_t version;
+    uint32_t header_bytes;  /* sizeof this */
+    uint64_t segment_bytes; /* whole segment */
+    uint64_t kv_off, kv_bytes;
+    uint64_t n_kv;
+    uint64_t tensor_off; /* struct weights_tensor_row [n_tensors] */
+    uint64_t n_tensors;
+    uint64_t names_off, names_bytes; /* tensor names, each with a NUL */
+    uint64_t data_off, data_bytes;
+    uint64_t digest; /* of the file's header and tensor table: which model this is */
+    uint32_t file_version; /* 2 or 3 */
+    uint32_t reserved;
+    _Atomic uint64_t watermark; /* bytes of data complete; data_bytes when done */
+};
+
+struct weights_tensor_row {
+    uint64_t name_off; /* within names */
+    uint32_t dtype;
+    uint32_t layout;
+    uint32_t n_dims;
+    uint32_t reserved;
+    uint64_t ne[WEIGHTS_DIMS_MAX]; /* ne[0] is the row length; unused dims are 1 */
+    uint64_t data_off;             /* from the segment's start */
+    uint64_t size_bytes;
+};
+
+/* One metadata key as the reader sees it; pointers into the mapping, borrowed while it lives. */
+struct weights_kv {
+    const char *key; /* NUL-terminated */
+    enum weights_type type;
+    enum weights_type elem;  /* arrays: type of the elements (never ARRAY); scalars: equal to type */
+    uint64_t n;              /* elements; 1 for a scalar */
+    const uint8_t *data;     /* packed little-endian values; for strings the bytes of all, one after another */
+    const uint8_t *ends;     /* strings only: uint64_t[n] of end offsets into data, unaligned */
+};
+
+struct weights_tensor {
+    const char *name;
+    enum dtype dtype;
+    enum weights_layout layout;
+    uint32_t n_dims;
+    uint64_t ne[WEIGHTS_DIMS_MAX];
+    uint64_t size_bytes;
+    uint64_t data_end;   /* bytes of the data section up to this tensor's end: what the watermark must reach */
+    const uint8_t *data; /* in the mapping; complete only when the watermark says so */
+};
+
+/* A mapped segment; zero it, then map. Readers of one mapping may run on any thread. */
+struct weights {
+    const uint8_t *base;
+    size_t size;
+    const struct weights_header *header;
+    struct weights_kv *kvs; /* owned table, n_kvs */
+    size_t n_kvs;
+    struct weights_tensor *tensors; /* owned table, n_tensors */
+    size_t n_tensors;
+    uint32_t *kv_index, *tensor_index; /* owned hash tables of indexes + 1; power of two sizes */
+    size_t kv_index_size, tensor_index_size;
+};
+
+/* Maps a finished or still filling segment read-only and checks every bound. fd is borrowed.
+ * Errors: ERR_BAD_FILE naming the field, ERR_IO, ERR_NO_MEMORY. */
+int weights_map(struct weights *w, int fd, struct err *err);
+
+/* Unmaps and clears; accepts a zeroed one. */
+void weights_unmap(struct weights *w);
+
+/* The key or tensor, or NULL. */
+const struct weights_kv *weights_find_kv(const struct weights *w, const char *key);
+const struct weights_tensor *weights_find_tensor(const struct weights *w, const char *name);
+
+/* Element i of an array (or i = 0 of a scalar) as a number: integers of any width, bool, floats convert.
+ * false when i is out of range, the type is a string, or the value does not fit. */
+bool weights_kv_u64(const struct weights_kv *kv, uint64_t i, uint64_t *out);
+bool weights_kv_i64(const struct weights_kv *kv, uint64_t i, int64_t *out);
+bool weights_kv_f64(const struct weights_kv *kv, uint64_t i, double *out);
+
+/* String i, borrowed, with its length; not NUL-terminated. false when it is none. */
+bool weights_kv_str(const struct weights_kv *kv, uint64_t i, const char **text, size_t *len);
+
+/* Bytes of data complete so far (acquire order). */
+uint64_t weights_watermark(const struct weights *w);
+
+/* ---- building (the loading process) ---- */
+
+/* Collects keys and tensors in memory, then lays the segment out. All strings are copied. */
+struct weights_builder;
+struct weights_builder *weights_builder_create(struct err *err);
+void weights_builder_destroy(struct weights_builder **b);
+
+/* One key. elem and n as in struct weights_kv; data: n packed values (not for strings). */
+int weights_builder_add(struct weights_builder *b, const char *key, size_t key_len,
+                        enum weights_type type, enum weights_type elem, uint64_t n,
+                        const void *data, struct err *err);
+
+/* One string or array of strings: texts one after another in data, ends[n] their end offsets. */
+int weights_builder_add_strings(struct weights_builder *b, const char *key, size_t key_len,
+                                enum weights_type type, uint64_t n, const void *data,
+                                const uint64_t *ends, struct err *err);
+
+/* One tensor; off is its offset in the data section. */
+int weights_builder_add_tensor(struct weights_builder *b, const char *name, size_t name_len,
+                               enum dtype dtype, enum weights_layout layout, uint32_t n_dims,
+                               const uint64_t *ne, uint64_t off, uint64_t size_bytes,
+                               struct err *err);
+
+/* Sizes fd (a memfd), writes header, metadata and table. data_bytes is the size of the data section; its start
+ * is congruent to file_data_off modulo 4 KiB. Returns through *data_off where data begins.
+ * fd is borrowed; the caller seals it (F_SEAL_SHRINK | F_SEAL_GROW) afterwards. */
+int weights_builder_write(struct weights_builder *b, int fd, uint64_t file_data_off,
+                          uint64_t data_bytes, uint64_t digest, uint32_t file_version,
+                          uint64_t *data_off, struct err *err);
+
+/* Advances the watermark of a writable mapping of the header; release order. */
+void weights_advance(struct weights_header *header, uint64_t watermark);

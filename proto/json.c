@@ -36,8 +36,8 @@ struct json *json_parse(const char *text, size_t len, struct err *err)
     }
     size_t end = json_tokener_get_parse_end(tokener);
     if (status == json_tokener_success) {
-        while (end < len && (text[end] == ' ' || text[end] == '\n' || text[end] == '\r' ||
-                             text[end] == '\t')) {
+        while (end < len &&
+               (text[end] == ' ' || text[end] == '\n' || text[end] == '\r' || text[end] == '\t')) {
             end++;
         }
         if (end < len) {
@@ -67,7 +67,7 @@ void json_destroy(struct json **value)
     }
 }
 
-enum json_type json_type(const struct json *value)
+enum json_kind json_kind(const struct json *value)
 {
     switch (json_object_get_type(in(value))) {
     case json_type_boolean:
@@ -91,7 +91,7 @@ enum json_type json_type(const struct json *value)
 struct json *json_find(const struct json *object, const char *key)
 {
     struct json_object *value = NULL;
-    if (json_type(object) == JSON_OBJECT) {
+    if (json_kind(object) == JSON_OBJECT) {
         json_object_object_get_ex(in(object), key, &value);
     }
     return out(value);
@@ -99,7 +99,7 @@ struct json *json_find(const struct json *object, const char *key)
 
 size_t json_len(const struct json *value)
 {
-    switch (json_type(value)) {
+    switch (json_kind(value)) {
     case JSON_ARRAY:
         return json_object_array_length(in(value));
     case JSON_OBJECT:
@@ -127,22 +127,22 @@ struct json *json_member(const struct json *object, size_t i, const char **key)
     return out((struct json_object *)(uintptr_t)lh_entry_v(entry));
 }
 
-bool json_bool(const struct json *value)
+bool json_as_bool(const struct json *value)
 {
     return json_object_get_boolean(in(value));
 }
 
-int64_t json_int(const struct json *value)
+int64_t json_as_int(const struct json *value)
 {
     return json_object_get_int64(in(value));
 }
 
-double json_double(const struct json *value)
+double json_as_double(const struct json *value)
 {
     return json_object_get_double(in(value));
 }
 
-const char *json_str(const struct json *value, size_t *len)
+const char *json_as_str(const struct json *value, size_t *len)
 {
     if (len) {
         *len = (size_t)json_object_get_string_len(in(value));

@@ -10,7 +10,15 @@
 
 #define JSON_DEPTH_MAX 64 /* nesting of outside JSON */
 
-enum json_type { JSON_NULL, JSON_BOOL, JSON_INT, JSON_DOUBLE, JSON_STRING, JSON_ARRAY, JSON_OBJECT };
+enum json_kind {
+    JSON_NULL,
+    JSON_BOOL,
+    JSON_INT,
+    JSON_DOUBLE,
+    JSON_STRING,
+    JSON_ARRAY,
+    JSON_OBJECT
+};
 
 struct json; /* opaque */
 
@@ -19,7 +27,7 @@ struct json; /* opaque */
 struct json *json_parse(const char *text, size_t len, struct err *err);
 void json_destroy(struct json **value);
 
-enum json_type json_type(const struct json *value); /* NULL is JSON_NULL */
+enum json_kind json_kind(const struct json *value); /* NULL is JSON_NULL */
 
 /* Object member, borrowed, or NULL; array element, borrowed. */
 struct json *json_find(const struct json *object, const char *key);
@@ -28,11 +36,11 @@ struct json *json_at(const struct json *array, size_t i);
 /* Member i in order: key borrowed. */
 struct json *json_member(const struct json *object, size_t i, const char **key);
 
-bool json_bool(const struct json *value);
-int64_t json_int(const struct json *value);   /* doubles are truncated, saturating */
-double json_double(const struct json *value); /* integers convert */
+bool json_as_bool(const struct json *value);
+int64_t json_as_int(const struct json *value);   /* doubles are truncated, saturating */
+double json_as_double(const struct json *value); /* integers convert */
 /* Bytes of a string, borrowed; len may be NULL. May hold NUL bytes. */
-const char *json_str(const struct json *value, size_t *len);
+const char *json_as_str(const struct json *value, size_t *len);
 
 /* Building; each returns an owned value (never NULL: memory exhaustion aborts inside json-c's allocator
  * contract is avoided by small sizes). Set/append take ownership of the value. */
@@ -42,7 +50,8 @@ struct json *json_new_null(void); /* NULL stands for null */
 struct json *json_new_bool(bool value);
 struct json *json_new_int(int64_t value);
 struct json *json_new_double(double value);
-struct json *json_new_str(const char *text, size_t len); /* invalid UTF-8 must be replaced by the caller */
+struct json *json_new_str(const char *text,
+                          size_t len); /* invalid UTF-8 must be replaced by the caller */
 void json_set(struct json *object, const char *key, struct json *take_value);
 void json_push(struct json *array, struct json *take_value);
 

@@ -62,7 +62,7 @@ struct weights_header {
     uint64_t n_tensors;
     uint64_t names_off, names_bytes; /* tensor names, each with a NUL */
     uint64_t data_off, data_bytes;
-    uint64_t digest; /* of the file's header and tensor table: which model this is */
+    uint64_t digest;       /* of the file's header and tensor table: which model this is */
     uint32_t file_version; /* 2 or 3 */
     uint32_t reserved;
     _Atomic uint64_t watermark; /* bytes of data complete; data_bytes when done */
@@ -83,10 +83,11 @@ struct weights_tensor_row {
 struct weights_kv {
     const char *key; /* NUL-terminated */
     enum weights_type type;
-    enum weights_type elem;  /* arrays: type of the elements (never ARRAY); scalars: equal to type */
-    uint64_t n;              /* elements; 1 for a scalar */
-    const uint8_t *data;     /* packed little-endian values; for strings the bytes of all, one after another */
-    const uint8_t *ends;     /* strings only: uint64_t[n] of end offsets into data, unaligned */
+    enum weights_type elem; /* arrays: type of the elements (never ARRAY); scalars: equal to type */
+    uint64_t n;             /* elements; 1 for a scalar */
+    const uint8_t
+        *data; /* packed little-endian values; for strings the bytes of all, one after another */
+    const uint8_t *ends; /* strings only: uint64_t[n] of end offsets into data, unaligned */
 };
 
 struct weights_tensor {
@@ -96,7 +97,8 @@ struct weights_tensor {
     uint32_t n_dims;
     uint64_t ne[WEIGHTS_DIMS_MAX];
     uint64_t size_bytes;
-    uint64_t data_end;   /* bytes of the data section up to this tensor's end: what the watermark must reach */
+    uint64_t
+        data_end; /* bytes of the data section up to this tensor's end: what the watermark must reach */
     const uint8_t *data; /* in the mapping; complete only when the watermark says so */
 };
 

@@ -1,0 +1,96 @@
+#include "proto/shm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int shm_create(const char *name, uint64_t bytes, bool sealed, struct err *err)
+{
+    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0) {
+        return err_set_errno(err, ERR_NO_MEMORY, "create shared memory %s", name);
+    }
+    if (fchmod(fd, 0600) < 0) {
+        err_set_errno(err, ERR_IO, "set the mode of shared memory %s", name);
+        goto fail;
+    }
+    if (bytes > 0) {
+        if (bytes > INT64_MAX) {
+            err_set(err, ERR_NO_MEMORY, "shared memory %s of %" PRIu64 " bytes", name, bytes);
+            goto fail;
+        }
+        int status = posix_fallocate(fd, 0, (off_t)bytes);
+        if (status) {
+            errno = status;
+            err_set_errno(err, ERR_NO_MEMORY, "reserve %" PRIu64 " bytes for %s", bytes, name);
+            goto fail;
+        }
+    }
+    if (sealed && shm_seal(fd, err) < 0) {
+        goto fail;
+    }
+    return fd;
+fail:
+    close(fd);
+    return -1;
+}
+
+int shm_seal(int fd, struct err *err)
+{
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
+        return err_set_errno(err, ERR_IO, "seal shared memory");
+    }
+    return 0;
+}
+
+int shm_size(int fd, uint64_t *bytes, struct err *err)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0) {
+        return err_set_errno(err, ERR_IO, "size of shared memory");
+    }
+    *bytes = (uint64_t)st.st_size;
+    return 0;
+}
+
+int shm_reopen_readonly(int fd, struct err *err)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    int copy = open(path, O_RDONLY | O_CLOEXEC);
+    if (copy < 0) {
+        return err_set_errno(err, ERR_IO, "reopen shared memory read-only");
+    }
+    return copy;
+}
+
+void *shm_map(int fd, bool writable, size_t *bytes, struct err *err)
+{
+    uint64_t size;
+    if (shm_size(fd, &size, err) < 0) {
+        return NULL;
+    }
+    if (size == 0 || size > SIZE_MAX) {
+        err_set(err, ERR_FAILED, "shared memory of %" PRIu64 " bytes cannot be mapped", size);
+        return NULL;
+    }
+    void *base = mmap(NULL, (size_t)size, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED,
+                      fd, 0);
+    if (base == MAP_FAILED) {
+        err_set_errno(err, ERR_NO_MEMORY, "map %" PRIu64 " bytes of shared memory", size);
+        return NULL;
+    }
+    *bytes = (size_t)size;
+    return base;
+}
+
+void shm_unmap(const void *base, size_t bytes)
+{
+    if (base) {
+        munmap((void *)(uintptr_t)base, bytes);
+    }
+}

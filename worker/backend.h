@@ -1,0 +1,365 @@
+/* The contract between the forward pass and a device: a dozen coarse ops, each with its formula, shapes,
+ * aliasing rules and tolerance. A backend is one table of them (cpu/cpu.c; cuda/cuda.cu). forward.c is the
+ * only caller; loop thread only: an op may use the backend's own compute threads and returns when its
+ * output is complete in the backend's order (a CPU op: when it is written).
+ *
+ * All activations are f32, row-major; a row is one token (or one (token, head), (token, slot) pair where
+ * the op says so). `*_stride` counts floats from one row to the next. Pointers are in the backend's memory
+ * (backend_alloc), except where "host" is said. Output and inputs never overlap unless the op says it.
+ *
+ * Determinism (DESIGN.md section 8). The bits of an output row depend on that row's inputs alone: not on
+ * n_rows, on its index, on threads, on what other rows hold. So no reduction is ever split by load; it runs
+ * in index order, with an fma where fmaf is written, or in a fixed tree that every instruction set shares.
+ * exp, tanh, sin, cos come from vmath.h, the same bits on every instruction set.
+ *
+ * Tolerances: relative to the largest magnitude of the exact (double) output row, `exact` backend 1e-5;
+ * otherwise 1e-5 for everything but a matmul of quantised weights (int8 activations: 2e-2) and attention
+ * over quantised K/V (2e-2; f16, bf16: 2e-3 against the unrounded K and V, 1e-5 against the stored). */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/dtype.h"
+#include "proto/err.h"
+#include "proto/weights.h"
+
+/* ---- weights as ops see them ---- */
+
+/* A matrix, or n_experts matrices of one shape: row i of expert e is k consecutive weights.
+ * WEIGHTS_LAYOUT_FILE: row i of expert e is at data + e * expert_bytes + i * row_bytes.
+ * WEIGHTS_LAYOUT_ROWS16: the same bytes re-laid in groups of 16 rows inside each expert (proto/rows16.h); rows past the
+ * last whole group stand as in the file. */
+struct matrix {
+    const char *name; /* tensor's name, for errors; borrowed from the mapping */
+    enum dtype dtype;
+    enum weights_layout layout;
+    uint32_t k;         /* row length: inputs; whole blocks of dtype */
+    uint32_t m;         /* rows: outputs */
+    uint32_t n_experts; /* 1 for a plain matrix */
+    uint64_t row_bytes, expert_bytes;
+    const uint8_t *data; /* NULL: the tensor is absent */
+};
+
+/* ---- keys and values ---- */
+
+/* Types that K and V may be stored in: DTYPE_F32 (the exact setting), F16, BF16, Q8_0, Q4_0.
+ *
+ * A page holds KV_PAGE_TOKENS positions of one sequence, absolute position p in page p / KV_PAGE_TOKENS, all layers.
+ * Inside, for every layer one K area and one V area; inside an area head after head; inside a head tile after tile of
+ * KV_TILE positions. A tile of K takes KV_TILE * k_row_bytes:
+ *   f32, f16, bf16   K: [k_dim][KV_TILE], component-major: a SIMD lane is a key
+ *                    V: [KV_TILE][v_dim], position-major: a SIMD lane is a component
+ *   q8_0, q4_0       arranged by cpu/attention.c (said there), same size; dims are padded with zeros to 32
+ * The arrangement is part of the fingerprint. Positions never written hold zeros or garbage: an op must not let them
+ * reach a result (mask by position, and multiply no NaN in: V beyond the row's range is not read). */
+#define KV_PAGE_TOKENS 64
+#define KV_TILE        16
+#define KV_PAGE_NONE   UINT32_MAX
+
+struct kv_layer {
+    uint32_t n_kv_heads;
+    uint32_t k_dim, v_dim;             /* values of one head; 0: this layer keeps nothing */
+    uint32_t k_row_bytes, v_row_bytes; /* one position of one head */
+    uint64_t k_off, v_off;             /* of the areas inside a page, 64-byte aligned */
+};
+
+struct kv_layout {
+    enum dtype k_type, v_type;
+    uint32_t n_layers;
+    uint64_t page_bytes; /* multiple of 4 KiB */
+    uint64_t
+        state_bytes; /* recurrent state of one sequence; 0 for pure attention. Multiple of 64 */
+    uint64_t fingerprint;   /* of all this and of KV_FORMAT */
+    struct kv_layer *layer; /* [n_layers]; owned by the model */
+};
+
+/* Address of the tile that holds position-in-page `at` of one head's K (or V). */
+static inline uint8_t *kv_k_tile(const struct kv_layer *l, uint8_t *page, uint32_t head,
+                                 uint32_t at)
+{
+    return page + l->k_off +
+           ((uint64_t)head * (KV_PAGE_TOKENS / KV_TILE) + at / KV_TILE) * KV_TILE * l->k_row_bytes;
+}
+
+static inline uint8_t *kv_v_tile(const struct kv_layer *l, uint8_t *page, uint32_t head,
+                                 uint32_t at)
+{
+    return page + l->v_off +
+           ((uint64_t)head * (KV_PAGE_TOKENS / KV_TILE) + at / KV_TILE) * KV_TILE * l->v_row_bytes;
+}
+
+/* Where one row's sequence stands. pages: host array, page number of page index i (or KV_PAGE_NONE);
+ * the sequence holds positions first_pos..; this row is position pos. */
+struct kv_row {
+    const uint32_t *pages;
+    int64_t first_pos;
+    int64_t pos;
+    int64_t
+        end_pos; /* one past the last position that may be read: pos + 1 when causal, the sequence's end when not */
+};
+
+/* ---- the ops ---- */
+
+enum op_norm_kind { OP_NORM_RMS, OP_NORM_LAYER };
+
+/* y_i = scale * W[ids_i], any dtype. y (n_rows, W.k), no alias. ids host, checked by the caller. */
+struct op_embed {
+    const struct matrix *w;
+    const int32_t *ids;
+    uint32_t n_rows;
+    float scale;
+    float *y;
+};
+
+/* RMS: y_j = x_j / sqrt(mean x^2 + eps) * w_j.   LAYER: y_j = (x_j - mean) / sqrt(var + eps) * w_j + b_j.
+ * Sums in double, index order. Rows: n_rows tokens, each of n_groups vectors of `width` side by side (heads; 1
+ * otherwise). w, b: NULL or [width], or [n_groups][width] when w_per_group. y may be x. */
+struct op_norm {
+    enum op_norm_kind kind;
+    uint32_t n_rows, n_groups, width;
+    const float *x;
+    uint32_t x_stride;
+    const float *w, *b;
+    bool w_per_group;
+    float eps;
+    float *y;
+    uint32_t y_stride;
+};
+
+/* One product of a group that shares x: y(n_rows, m) = x(n_rows, k) W(m, k)^T + bias(m). */
+struct op_product {
+    const struct matrix *w;
+    const float *bias; /* [m] or NULL */
+    float *y;
+    uint32_t y_stride;
+};
+
+/* Up to OP_PRODUCTS_MAX products over one x, so that activations are quantised once and threads meet once.
+ * exact: weights dequantised to f32, products summed in double or in f32 index order.
+ * Otherwise: quantised weights meet x quantised to int8 per block (32, or 256 for K and IQ types), int32 sums
+ * inside a block, block sums added in index order by fmaf; float weights meet f32 x, fmaf in index order
+ * of a fixed number of interleaved partial sums that depends on k alone. */
+#define OP_PRODUCTS_MAX 4
+struct op_matmul {
+    const float *x;
+    uint32_t x_stride, n_rows, k;
+    uint32_t n_products;
+    struct op_product products[OP_PRODUCTS_MAX];
+};
+
+/* Rows with a matrix of their own: y_r = x[r / x_share] W[expert_r]^T (+ bias[expert_r]), then times
+ * scale[expert_r] when scale is given. n_rows rows of y; x has ceil(n_rows / x_share) rows. experts: [n_rows], in the
+ * backend's memory as moe_route writes them; values below W.n_experts. bias (n_experts, m) or NULL. */
+struct op_matmul_experts {
+    const struct matrix *w;
+    const float *bias, *scale;
+    const int32_t *experts;
+    const float *x;
+    uint32_t x_stride, x_share, n_rows;
+    float *y;
+    uint32_t y_stride;
+};
+
+/* cs(n_rows, n_rot / 2, 2) = cos, sin of pos_i * freq_j, times mag. Angle, cosine and sine in double. pos, freq host. */
+struct op_rope_table {
+    const int64_t *pos;
+    const double *freq;
+    uint32_t n_rows, n_pairs;
+    double mag;
+    float *cs;
+};
+
+/* Rotates the first 2 * n_pairs of each head in place: neox pairs (j, j + n_pairs), else (2j, 2j + 1).
+ * x (n_rows, n_heads, head_dim), x_stride between tokens. row_scale: NULL or [n_rows] (host), multiplies the whole
+ * row afterwards. */
+struct op_rope {
+    float *x;
+    uint32_t x_stride, n_rows, n_heads, head_dim, n_pairs;
+    bool neox;
+    const float *cs;
+    const float *row_scale;
+};
+
+/* Writes k (n_rows, n_kv_heads, k_dim) and v (.., v_dim) of the rows into their pages, rounded to the KV types.
+ * Rows of one sequence come in order of position. page_base: page i starts at page_base + i * layout->page_bytes. */
+struct op_kv_store {
+    const struct kv_layout *layout;
+    uint32_t layer;
+    uint8_t *page_base;
+    const struct kv_row *rows; /* host [n_rows] */
+    uint32_t n_rows;
+    const float *k, *v;
+    uint32_t k_stride, v_stride;
+};
+
+/* o_t,h = sum_u a_u v_u over first_pos <= u < end_pos_t (and, when window > 0, pos_t - u < window);
+ * s_u = scale q_t,h . k_u,h'; softcap > 0: s = softcap tanh(s / softcap);
+ * a = exp(s - max) / (sum exp(s - max) [+ exp(sink_h - max)]), h' = h / (n_heads / n_kv_heads).
+ * Keys are taken in tiles of KV_TILE at absolute positions, in order; a lane is a key (scores) or a component (values);
+ * partial results over spans of KV_SPAN absolute positions may run on different threads and are merged in span order.
+ * q (n_rows, n_heads, k_dim), o (n_rows, n_heads, v_dim). */
+#define KV_SPAN 512
+struct op_attention {
+    const struct kv_layout *layout;
+    uint32_t layer;
+    const uint8_t *page_base;
+    const struct kv_row *rows; /* host [n_rows] */
+    uint32_t n_rows, n_heads;
+    const float *q;
+    uint32_t q_stride;
+    float *o;
+    uint32_t o_stride;
+    float scale, softcap;
+    uint32_t window;    /* 0: none */
+    const float *sinks; /* [n_heads] or NULL */
+};
+
+/* The activation between the products of a feed-forward, elementwise over (n_rows, width):
+ *   OP_ACT_SILU, GELU (tanh form), RELU2:  y = act(g) * u, or act(g) when u is NULL
+ *   OP_ACT_SWIGLU_CLAMP:  g' = min(g, 7), u' = clamp(u, -7, 7): y = g' sigmoid(1.702 g') (u' + 1)
+ *   OP_ACT_SIGMOID:  y = sigmoid(g) * u
+ * g_width 1 with OP_ACT_SIGMOID: one g for the row. y may be g or u with the same stride. */
+enum op_act_kind {
+    OP_ACT_SILU,
+    OP_ACT_GELU,
+    OP_ACT_RELU2,
+    OP_ACT_SWIGLU_CLAMP,
+    OP_ACT_SIGMOID,
+};
+struct op_act {
+    enum op_act_kind kind;
+    uint32_t n_rows, width;
+    const float *g, *u;
+    uint32_t g_stride, u_stride, g_width; /* g_width: width or 1 */
+    float *y;
+    uint32_t y_stride;
+};
+
+/* Router: logits (n_rows, n_experts) -> experts and weights (n_rows, n_used), best first, ties to the lower
+ * index. Score p = softmax(l), sigmoid(l) or l itself; choice by p + choice_bias; grouped choice when n_groups > 1
+ * (architectures.md 5.5). weights = p of the chosen; softmax_chosen: softmax over them; normalise: divided by their
+ * sum; times scale. */
+enum op_gating { OP_GATING_SOFTMAX, OP_GATING_SIGMOID, OP_GATING_LOGITS };
+struct op_moe_route {
+    const float *logits;
+    uint32_t logits_stride, n_rows, n_experts, n_used, n_groups, n_groups_used;
+    enum op_gating gating;
+    bool normalise, softmax_chosen;
+    float scale;
+    const float *choice_bias; /* [n_experts] or NULL */
+    int32_t *experts;         /* [n_rows * n_used] */
+    float *weights;
+};
+
+/* y_i = sum_s weights_i,s x_(i,s), slot order, fmaf. x (n_rows * n_used, width). */
+struct op_moe_sum {
+    const float *x;
+    uint32_t x_stride, n_rows, n_used, width;
+    const float *weights;
+    float *y;
+    uint32_t y_stride;
+};
+
+/* y = y_scale * (a + b_scale * b), elementwise; b NULL: y = y_scale * a. y may be a or b. b_rows 1: the same b for all rows.
+ * softcap > 0 afterwards: y = softcap tanh(y / softcap). */
+struct op_add {
+    uint32_t n_rows, width;
+    const float *a, *b;
+    uint32_t a_stride, b_stride, b_rows; /* b_rows: n_rows or 1 */
+    float b_scale, y_scale, softcap;
+    float *y;
+    uint32_t y_stride;
+};
+
+/* y_i = x[index_i], rows of width; index host. No alias. */
+struct op_gather {
+    const float *x;
+    uint32_t x_stride, n_rows, width;
+    const uint32_t *index;
+    float *y;
+    uint32_t y_stride;
+};
+
+/* One gated delta net over rows of one or many sequences (architectures.md 9.1): convolution, silu, norms,
+ * recurrence, output norm and gate. u (n_rows, 2 Hk ds + Hv ds), z (n_rows, Hv ds), b and a (n_rows, Hv).
+ * Rows of a sequence stand together, in order. state[i]: recurrent state of row i's sequence (host array of pointers into
+ * the backend's memory): S (Hv, ds, ds) f32, then the last conv_taps - 1 rows of u, oldest first. */
+struct op_delta_net {
+    uint32_t n_rows, n_k_heads, n_v_heads, state_dim, conv_taps;
+    bool interleaved; /* value head h reads key head h mod Hk, else h / (Hv / Hk) */
+    const float *u, *z, *b, *a;
+    uint32_t u_stride, z_stride, b_stride, a_stride;
+    const float *conv;             /* (channels, conv_taps), last tap is the current token */
+    const float *dt_bias, *a_coef; /* [Hv] */
+    const float *norm;             /* [ds] */
+    float eps;
+    float *const *state;
+    float *y; /* (n_rows, Hv ds) */
+    uint32_t y_stride;
+};
+
+/* ---- a backend ---- */
+
+/* The largest shapes that ops will be asked for, so that no op allocates. */
+struct backend_limits {
+    uint32_t max_rows;      /* tokens of one step */
+    uint32_t max_rows_wide; /* rows of matmul_experts: tokens * experts used (or heads) */
+    uint32_t max_k, max_m;
+    uint32_t max_heads, max_k_dim, max_v_dim;
+    uint32_t max_experts;
+    uint32_t ctx_len;
+};
+
+struct backend;
+
+struct backend_ops {
+    int (*embed)(struct backend *, const struct op_embed *, struct err *);
+    int (*norm)(struct backend *, const struct op_norm *, struct err *);
+    int (*matmul)(struct backend *, const struct op_matmul *, struct err *);
+    int (*matmul_experts)(struct backend *, const struct op_matmul_experts *, struct err *);
+    int (*rope_table)(struct backend *, const struct op_rope_table *, struct err *);
+    int (*rope)(struct backend *, const struct op_rope *, struct err *);
+    int (*kv_store)(struct backend *, const struct op_kv_store *, struct err *);
+    int (*attention)(struct backend *, const struct op_attention *, struct err *);
+    int (*act)(struct backend *, const struct op_act *, struct err *);
+    int (*moe_route)(struct backend *, const struct op_moe_route *, struct err *);
+    int (*moe_sum)(struct backend *, const struct op_moe_sum *, struct err *);
+    int (*add)(struct backend *, const struct op_add *, struct err *);
+    int (*gather)(struct backend *, const struct op_gather *, struct err *);
+    int (*delta_net)(struct backend *, const struct op_delta_net *, struct err *);
+
+    /* Is there a kernel for this matrix, for these KV types? Else ERR_UNSUPPORTED naming them. Bind time only. */
+    int (*check_matrix)(struct backend *, const struct matrix *, struct err *);
+    int (*check_kv)(struct backend *, enum dtype k_type, enum dtype v_type, struct err *);
+    /* Puts a tensor where ops can read it and fills m; a CPU points into the mapping. f32 vectors too. */
+    int (*import)(struct backend *, const struct weights_tensor *, struct matrix *, struct err *);
+    int (*reserve)(struct backend *, const struct backend_limits *, struct err *);
+    void *(*alloc)(struct backend *, size_t size_bytes, struct err *); /* zeroed, 64-byte aligned */
+    void (*free)(struct backend *, void *);
+    /* Device memory to host; a CPU copies. */
+    int (*download)(struct backend *, void *host, const void *device, size_t size_bytes,
+                    struct err *);
+    void (*close)(struct backend *);
+};
+
+/* The head of every backend; cpu/cpu.h and cuda/ extend it. */
+struct backend {
+    const struct backend_ops *ops;
+    const char *name; /* "cpu", "cuda" */
+    bool exact;       /* f32 activations everywhere, see op_matmul; KV should be f32 then */
+};
+
+struct backend_options {
+    bool exact;
+    uint32_t n_threads; /* CPU compute threads; 0: all cores the process may use */
+};
+
+/* Opens "cpu" (or a name that this build has). The owner is the loop thread.
+ * Errors: ERR_UNSUPPORTED for a name that is not in the table, ERR_NO_MEMORY, ERR_BAD_INPUT for HEARTH_ISA. */
+struct backend *backend_open(const char *name, const struct backend_options *options,
+                             struct err *err);
+
+/* Closes and clears; accepts NULL inside. */
+void backend_close(struct backend **b);

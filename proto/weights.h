@@ -26,6 +26,12 @@
 #define WEIGHTS_MAGIC    0x3157485448524548ull /* "HERTHHW1" as bytes */
 #define WEIGHTS_VERSION  1
 #define WEIGHTS_DIMS_MAX 4
+#define WEIGHTS_PAGE     4096 /* what direct reads want file and memory offsets to share */
+
+/* Bounds of a manifest; the reader refuses more before it allocates. */
+#define WEIGHTS_KVS_MAX 65536u /* keys; real files have a few hundred at most */
+#define WEIGHTS_TENSORS_MAX                                                                        \
+    65536u /* tensors; a 100-layer model with many parts has some thousands */
 
 /* GGUF metadata value types, by their numbers in the file. */
 enum weights_type {
@@ -87,6 +93,7 @@ struct weights_kv {
     uint64_t n;             /* elements; 1 for a scalar */
     const uint8_t
         *data; /* packed little-endian values; for strings the bytes of all, one after another */
+    uint64_t size_bytes; /* of data, without the ends */
     const uint8_t *ends; /* strings only: uint64_t[n] of end offsets into data, unaligned */
 };
 
@@ -111,8 +118,8 @@ struct weights {
     size_t n_kvs;
     struct weights_tensor *tensors; /* owned table, n_tensors */
     size_t n_tensors;
-    uint32_t *kv_index, *tensor_index; /* owned hash tables of indexes + 1; power of two sizes */
-    size_t kv_index_size, tensor_index_size;
+    uint32_t *kv_index, *tensor_index; /* owned; indexes sorted by key and by name */
+    char *text; /* owned copies of keys and names: the writer may still live, a NUL must stay one */
 };
 
 /* Maps a finished or still filling segment read-only and checks every bound. fd is borrowed.
@@ -135,12 +142,19 @@ bool weights_kv_f64(const struct weights_kv *kv, uint64_t i, double *out);
 /* String i, borrowed, with its length; not NUL-terminated. false when it is none. */
 bool weights_kv_str(const struct weights_kv *kv, uint64_t i, const char **text, size_t *len);
 
+/* Bytes of one value of a type; 0 for strings, arrays and unknown types. */
+size_t weights_type_size(enum weights_type type);
+
+/* "u32", "string"; "?" for an unknown one. */
+const char *weights_type_name(enum weights_type type);
+
 /* Bytes of data complete so far (acquire order). */
 uint64_t weights_watermark(const struct weights *w);
 
 /* ---- building (the loading process) ---- */
 
-/* Collects keys and tensors in memory, then lays the segment out. All strings are copied. */
+/* Collects keys and tensors in memory, then lays the segment out. What the add functions take is copied.
+ * Errors of all: ERR_BAD_FILE (a bound, a name twice), ERR_NO_MEMORY, ERR_IO. One thread. */
 struct weights_builder;
 struct weights_builder *weights_builder_create(struct err *err);
 void weights_builder_destroy(struct weights_builder **b);
@@ -154,6 +168,13 @@ int weights_builder_add(struct weights_builder *b, const char *key, size_t key_l
 int weights_builder_add_strings(struct weights_builder *b, const char *key, size_t key_len,
                                 enum weights_type type, uint64_t n, const void *data,
                                 const uint64_t *ends, struct err *err);
+
+/* One key whose value is borrowed until the builder is written or destroyed, as GGUF packs it: n values, or
+ * n times a 64-bit length and that many bytes (checked again here). For large arrays: nothing is copied.
+ * key is borrowed as well. */
+int weights_builder_borrow(struct weights_builder *b, const char *key, size_t key_len,
+                           enum weights_type type, enum weights_type elem, uint64_t n,
+                           const void *packed, uint64_t packed_bytes, struct err *err);
 
 /* One tensor; off is its offset in the data section. */
 int weights_builder_add_tensor(struct weights_builder *b, const char *name, size_t name_len,

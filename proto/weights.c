@@ -543,6 +543,8 @@ struct build_kv {
     const uint8_t *data;
     uint64_t size_bytes;  /* of the values as the segment holds them */
     const uint64_t *ends; /* strings that were added; NULL for borrowed ones, which carry lengths */
+    uint64_t packed_bytes; /* borrowed ones: as they lie in data */
+    bool spend;            /* their pages go back once written */
     void *owned;          /* one block behind key, data and ends; NULL when borrowed */
 };
 
@@ -685,7 +687,8 @@ int weights_builder_add_strings(struct weights_builder *b, const char *key, size
 
 int weights_builder_borrow(struct weights_builder *b, const char *key, size_t key_len,
                            enum weights_type type, enum weights_type elem, uint64_t n,
-                           const void *packed, uint64_t packed_bytes, struct err *err)
+                           const uint8_t *packed, uint64_t packed_bytes, bool spend,
+                           struct err *err)
 {
     if (check_key(b, key, key_len, type, elem, n, err) < 0) {
         return -1;
@@ -717,6 +720,8 @@ int weights_builder_borrow(struct weights_builder *b, const char *key, size_t ke
                                             .elem = elem,
                                             .n = n,
                                             .data = packed,
+                                            .packed_bytes = packed_bytes,
+                                            .spend = spend,
                                             .size_bytes = size };
     return 0;
 }
@@ -761,6 +766,16 @@ static uint64_t kv_room(const struct build_kv *kv)
 {
     uint64_t ends = kv->elem == WEIGHTS_STRING ? kv->n * 8 : 0;
     return align_up(sizeof(struct kv_record) + kv->key_len + 1 + kv->size_bytes + ends, 8);
+}
+
+/* Gives whole pages of spent values back; what shares a page with them stays. */
+static void spend(const struct build_kv *kv)
+{
+    uintptr_t start = align_up((uintptr_t)kv->data, WEIGHTS_PAGE);
+    uintptr_t end = ((uintptr_t)kv->data + kv->packed_bytes) & ~(uintptr_t)(WEIGHTS_PAGE - 1);
+    if (kv->spend && start < end) {
+        madvise((void *)start, end - start, MADV_DONTNEED);
+    }
 }
 
 /* Writes one key at p, which is zeroed room of kv_room() bytes. */
@@ -845,6 +860,7 @@ int weights_builder_write(struct weights_builder *b, int fd, uint64_t file_data_
     uint8_t *p = base + h.kv_off;
     for (size_t i = 0; i < b->n_kvs; i++) {
         write_kv(&b->kvs[i], p);
+        spend(&b->kvs[i]);
         p += kv_room(&b->kvs[i]);
     }
     uint64_t name_off = 0;

@@ -171,10 +171,12 @@ int weights_builder_add_strings(struct weights_builder *b, const char *key, size
 
 /* One key whose value is borrowed until the builder is written or destroyed, as GGUF packs it: n values, or
  * n times a 64-bit length and that many bytes (checked again here). For large arrays: nothing is copied.
- * key is borrowed as well. */
+ * key is borrowed as well. With spend, the values lie in private anonymous memory whose whole pages are given
+ * back once they are written, so that large metadata never stands in memory twice. */
 int weights_builder_borrow(struct weights_builder *b, const char *key, size_t key_len,
                            enum weights_type type, enum weights_type elem, uint64_t n,
-                           const void *packed, uint64_t packed_bytes, struct err *err);
+                           const uint8_t *packed, uint64_t packed_bytes, bool spend,
+                           struct err *err);
 
 /* One tensor; off is its offset in the data section. */
 int weights_builder_add_tensor(struct weights_builder *b, const char *name, size_t name_len,

@@ -127,6 +127,27 @@ struct json *json_member(const struct json *object, size_t i, const char **key)
     return out((struct json_object *)(uintptr_t)lh_entry_v(entry));
 }
 
+struct json_walk json_walk_of(const struct json *object)
+{
+    struct json_walk walk = { .entry = NULL };
+    if (json_kind(object) == JSON_OBJECT) {
+        walk.entry = json_object_get_object(in(object))->head;
+    }
+    return walk;
+}
+
+bool json_walk_next(struct json_walk *walk, const char **key, const struct json **value)
+{
+    const struct lh_entry *entry = walk->entry;
+    if (!entry) {
+        return false;
+    }
+    *key = entry->k;
+    *value = out((struct json_object *)(uintptr_t)entry->v);
+    walk->entry = entry->next;
+    return true;
+}
+
 bool json_as_bool(const struct json *value)
 {
     return json_object_get_boolean(in(value));

@@ -36,6 +36,14 @@ struct json *json_at(const struct json *array, size_t i);
 /* Member i in order: key borrowed. */
 struct json *json_member(const struct json *object, size_t i, const char **key);
 
+/* All members in order, in linear time: for (w = json_walk_of(o); json_walk_next(&w, &key, &value);).
+ * Key and value borrowed; the object must not change meanwhile. Anything but an object has none. */
+struct json_walk {
+    const void *entry; /* json-c's next one */
+};
+struct json_walk json_walk_of(const struct json *object);
+bool json_walk_next(struct json_walk *walk, const char **key, const struct json **value);
+
 bool json_as_bool(const struct json *value);
 int64_t json_as_int(const struct json *value);   /* doubles are truncated, saturating */
 double json_as_double(const struct json *value); /* integers convert */

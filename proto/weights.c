@@ -15,6 +15,7 @@
 #define KEY_MAX        65535u       /* bytes of a key, GGUF's own bound */
 #define NAME_MAX_BYTES 255u         /* bytes of a tensor's name; files hold 63 */
 #define STRINGS_MAX    (1ull << 30) /* elements of one array */
+#define SPEND_STEP     (1ull << 20) /* bytes of borrowed values given back at once */
 
 /* One key in the metadata: this, the key with its NUL, the values, for strings their ends; then to 8 bytes. */
 struct kv_record {
@@ -545,7 +546,7 @@ struct build_kv {
     const uint64_t *ends; /* strings that were added; NULL for borrowed ones, which carry lengths */
     uint64_t packed_bytes; /* borrowed ones: as they lie in data */
     bool spend;            /* their pages go back once written */
-    void *owned;          /* one block behind key, data and ends; NULL when borrowed */
+    void *owned;           /* one block behind key, data and ends; NULL when borrowed */
 };
 
 struct build_tensor {
@@ -768,13 +769,17 @@ static uint64_t kv_room(const struct build_kv *kv)
     return align_up(sizeof(struct kv_record) + kv->key_len + 1 + kv->size_bytes + ends, 8);
 }
 
-/* Gives whole pages of spent values back; what shares a page with them stays. */
-static void spend(const struct build_kv *kv)
+/* Gives back the whole pages of spent values below `upto`; what shares a page with them stays. *spent moves on. */
+static void spend(const struct build_kv *kv, uint64_t *spent, uint64_t upto)
 {
-    uintptr_t start = align_up((uintptr_t)kv->data, WEIGHTS_PAGE);
-    uintptr_t end = ((uintptr_t)kv->data + kv->packed_bytes) & ~(uintptr_t)(WEIGHTS_PAGE - 1);
-    if (kv->spend && start < end) {
+    if (!kv->spend || (upto - *spent < SPEND_STEP && upto != kv->packed_bytes)) {
+        return;
+    }
+    uintptr_t start = align_up((uintptr_t)kv->data + *spent, WEIGHTS_PAGE);
+    uintptr_t end = ((uintptr_t)kv->data + upto) & ~(uintptr_t)(WEIGHTS_PAGE - 1);
+    if (start < end) {
         madvise((void *)start, end - start, MADV_DONTNEED);
+        *spent = end - (uintptr_t)kv->data;
     }
 }
 
@@ -789,9 +794,13 @@ static void write_kv(const struct build_kv *kv, uint8_t *p)
     memcpy(p, &r, sizeof r);
     memcpy(p + sizeof r, kv->key, kv->key_len);
     uint8_t *out = p + sizeof r + kv->key_len + 1, *ends = out + kv->size_bytes;
+    uint64_t spent = 0;
     if (kv->elem != WEIGHTS_STRING || kv->ends) {
-        if (kv->size_bytes) {
-            memcpy(out, kv->data, (size_t)kv->size_bytes);
+        for (uint64_t done = 0; done < kv->size_bytes;) {
+            uint64_t n = kv->size_bytes - done < SPEND_STEP ? kv->size_bytes - done : SPEND_STEP;
+            memcpy(out + done, kv->data + done, (size_t)n);
+            done += n;
+            spend(kv, &spent, done);
         }
         if (kv->ends && kv->n) {
             memcpy(ends, kv->ends, (size_t)kv->n * 8);
@@ -799,14 +808,14 @@ static void write_kv(const struct build_kv *kv, uint8_t *p)
         return;
     }
     /* Borrowed strings: the lengths between them become the ends behind them. */
-    const uint8_t *in = kv->data;
-    uint64_t end = 0;
+    uint64_t in = 0, end = 0;
     for (uint64_t i = 0; i < kv->n; i++) {
-        uint64_t len = load_u64(in);
-        memcpy(out + end, in + 8, (size_t)len);
+        uint64_t len = load_u64(kv->data + in);
+        memcpy(out + end, kv->data + in + 8, (size_t)len);
         end += len;
         memcpy(ends + i * 8, &end, sizeof end);
         in += 8 + len;
+        spend(kv, &spent, in);
     }
 }
 
@@ -860,7 +869,6 @@ int weights_builder_write(struct weights_builder *b, int fd, uint64_t file_data_
     uint8_t *p = base + h.kv_off;
     for (size_t i = 0; i < b->n_kvs; i++) {
         write_kv(&b->kvs[i], p);
-        spend(&b->kvs[i]);
         p += kv_room(&b->kvs[i]);
     }
     uint64_t name_off = 0;

@@ -1,0 +1,413 @@
+#include "loader/load.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "loader/gguf.h"
+#include "loader/layout.h"
+#include "loader/publish.h"
+#include "proto/bytes.h"
+#include "proto/log.h"
+
+struct part {
+    char *path;
+    struct head head;
+    struct gguf gguf;
+    uint64_t base; /* of its data within the segment's data section */
+};
+
+struct load {
+    struct part parts[SOURCE_PARTS_MAX];
+    struct source_file files[SOURCE_PARTS_MAX];
+    uint32_t n_parts;
+    enum weights_layout layout;
+    uint64_t data_bytes;
+    uint64_t digest;
+    struct publish publish;
+};
+
+/* ---- files ---- */
+
+/* "prefix-00002-of-00003.gguf": the length of the prefix and the number of parts. */
+static bool split_name(const char *path, size_t *prefix_len, uint32_t *n_parts)
+{
+    static const char tail[] = "-NNNNN-of-NNNNN.gguf";
+    size_t len = strlen(path), tail_len = sizeof tail - 1;
+    if (len <= tail_len) {
+        return false;
+    }
+    const char *p = path + len - tail_len;
+    for (size_t i = 0; i < tail_len; i++) {
+        bool digit = p[i] >= '0' && p[i] <= '9';
+        if (tail[i] == 'N' ? !digit : p[i] != tail[i]) {
+            return false;
+        }
+    }
+    *prefix_len = len - tail_len;
+    *n_parts = (uint32_t)strtoul(p + 10, NULL, 10);
+    return true;
+}
+
+static int open_file(struct load *l, uint32_t idx, bool direct, struct err *err)
+{
+    struct part *part = &l->parts[idx];
+    struct source_file *file = &l->files[idx];
+    *file = (struct source_file){ .fd = -1, .direct_fd = -1 };
+    part->head.fd = -1;
+    /* O_NONBLOCK: a FIFO in a model directory must not hold us; it means nothing to a regular file. */
+    file->fd = open(part->path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    if (file->fd < 0) {
+        return err_set_errno(err, errno == ENOENT ? ERR_NOT_FOUND : ERR_IO, "%s", part->path);
+    }
+    struct stat st;
+    if (fstat(file->fd, &st) < 0) {
+        return err_set_errno(err, ERR_IO, "%s: fstat", part->path);
+    }
+    if (!S_ISREG(st.st_mode)) {
+        return err_set(err, ERR_BAD_FILE, "%s: not a regular file", part->path);
+    }
+    if (direct) {
+        file->direct_fd = open(part->path, O_RDONLY | O_CLOEXEC | O_DIRECT | O_NOCTTY);
+        struct stat again;
+        if (file->direct_fd >= 0 && (fstat(file->direct_fd, &again) < 0 ||
+                                     again.st_dev != st.st_dev || again.st_ino != st.st_ino)) {
+            return err_set(err, ERR_IO, "%s: replaced while it was opened", part->path);
+        }
+    }
+    file->size = (uint64_t)st.st_size;
+    file->dev = st.st_dev;
+    file->ino = st.st_ino;
+    file->mtime_ns = st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec;
+    return 0;
+}
+
+struct load *load_open(const char *path, bool direct, struct err *err)
+{
+    struct load *l = calloc(1, sizeof *l);
+    if (!l) {
+        err_set(err, ERR_NO_MEMORY, "no memory for a load");
+        return NULL;
+    }
+    size_t prefix_len = 0;
+    uint32_t n_parts = 1;
+    bool split = split_name(path, &prefix_len, &n_parts);
+    if (n_parts == 0 || n_parts > SOURCE_PARTS_MAX) {
+        err_set(err, ERR_BAD_FILE, "%s: %" PRIu32 " parts by its name, 1 to %d are read", path,
+                n_parts, SOURCE_PARTS_MAX);
+        load_close(&l);
+        return NULL;
+    }
+    for (uint32_t i = 0; i < n_parts; i++) {
+        int rc = split ? asprintf(&l->parts[i].path, "%.*s-%05" PRIu32 "-of-%05" PRIu32 ".gguf",
+                                  (int)prefix_len, path, i + 1, n_parts)
+                       : asprintf(&l->parts[i].path, "%s", path);
+        if (rc < 0) {
+            l->parts[i].path = NULL;
+            err_set(err, ERR_NO_MEMORY, "no memory for a path");
+            load_close(&l);
+            return NULL;
+        }
+        l->n_parts = i + 1;
+        if (open_file(l, i, direct, err) < 0) {
+            load_close(&l);
+            return NULL;
+        }
+    }
+    return l;
+}
+
+void load_close(struct load **l)
+{
+    if (!*l) {
+        return;
+    }
+    for (uint32_t i = 0; i < (*l)->n_parts; i++) {
+        struct part *part = &(*l)->parts[i];
+        gguf_clear(&part->gguf);
+        head_clear(&part->head);
+        if ((*l)->files[i].fd >= 0) {
+            close((*l)->files[i].fd);
+        }
+        if ((*l)->files[i].direct_fd >= 0) {
+            close((*l)->files[i].direct_fd);
+        }
+        free(part->path);
+    }
+    publish_end(&(*l)->publish);
+    free(*l);
+    *l = NULL;
+}
+
+const struct source_file *load_files(const struct load *l, uint32_t *n_files)
+{
+    *n_files = l->n_parts;
+    return l->files;
+}
+
+/* ---- heads ---- */
+
+/* An integer key; absent leaves *out alone. A key of another type is an error. */
+static int get_u64(const struct part *part, const char *key, uint64_t *out, struct err *err)
+{
+    const struct gguf_kv *kv = gguf_find(&part->gguf, key);
+    if (kv && !gguf_kv_u64(kv, out)) {
+        return err_set(err, ERR_BAD_FILE, "%s: byte %" PRIu64 ": key %s: not a count but a %s",
+                       part->path, kv->off, key, weights_type_name(kv->type));
+    }
+    return 0;
+}
+
+/* The parts' own words about the split agree with their names. */
+static int check_split(const struct load *l, struct err *err)
+{
+    uint64_t n_tensors = 0, wanted = UINT64_MAX;
+    for (uint32_t i = 0; i < l->n_parts; i++) {
+        const struct part *part = &l->parts[i];
+        uint64_t no = i, count = l->n_parts > 1 ? 0 : 1;
+        if (get_u64(part, "split.no", &no, err) < 0 ||
+            get_u64(part, "split.count", &count, err) < 0 ||
+            get_u64(part, "split.tensors.count", &wanted, err) < 0) {
+            return -1;
+        }
+        if (count != l->n_parts && !(l->n_parts == 1 && count <= 1)) {
+            return err_set(err, ERR_BAD_FILE,
+                           "%s: split.count is %" PRIu64 ", by the file's name it is %" PRIu32,
+                           part->path, count, l->n_parts);
+        }
+        if (no != i) {
+            return err_set(err, ERR_BAD_FILE,
+                           "%s: split.no is %" PRIu64 ", by the file's name it is %" PRIu32,
+                           part->path, no, i);
+        }
+        n_tensors += part->gguf.n_tensors;
+    }
+    if (wanted != UINT64_MAX && wanted != n_tensors) {
+        return err_set(err, ERR_BAD_FILE,
+                       "%s: split.tensors.count is %" PRIu64 ", the parts hold %" PRIu64,
+                       l->parts[0].path, wanted, n_tensors);
+    }
+    return 0;
+}
+
+/* Where each part's data goes: the same place modulo 4 KiB as in its file, on pages of its own. */
+static int place_parts(struct load *l, struct err *err)
+{
+    uint64_t first = l->parts[0].gguf.data_off % WEIGHTS_PAGE, end = 0;
+    for (uint32_t i = 0; i < l->n_parts; i++) {
+        struct part *part = &l->parts[i];
+        if (i > 0) {
+            uint64_t page = align_up(first + end, WEIGHTS_PAGE);
+            part->base = page + part->gguf.data_off % WEIGHTS_PAGE - first;
+        }
+        if (part->gguf.n_tensors == 0) {
+            part->base = end;
+            continue;
+        }
+        if (!size_add(part->base, part->gguf.data_bytes, &end) || end > INT64_MAX / 2) {
+            return err_set(err, ERR_BAD_FILE, "%s: the parts' data is more than 2^62 bytes",
+                           part->path);
+        }
+    }
+    l->data_bytes = end;
+    return 0;
+}
+
+int load_parse(struct load *l, enum weights_layout layout, struct err *err)
+{
+    l->layout = layout;
+    for (uint32_t i = 0; i < l->n_parts; i++) {
+        struct part *part = &l->parts[i];
+        if (head_init(&part->head, l->files[i].fd, l->files[i].size, err) < 0 ||
+            gguf_parse(&part->gguf, &part->head, err) < 0) {
+            return err_wrap(err, "%s", part->path);
+        }
+        l->digest = (l->digest ^ part->gguf.digest) * 0x9fb21c651e98df25ull;
+    }
+    if (check_split(l, err) < 0) {
+        return -1;
+    }
+    return place_parts(l, err);
+}
+
+int load_check_model(const struct load *l, struct err *err)
+{
+    const struct part *part = &l->parts[0];
+    const struct gguf_kv *kind = gguf_find(&part->gguf, "general.type");
+    const char *text;
+    uint64_t len;
+    if (kind && gguf_kv_str(kind, &text, &len) && (len != 5 || memcmp(text, "model", 5) != 0)) {
+        return err_set(err, ERR_UNSUPPORTED,
+                       "%s: byte %" PRIu64 ": general.type is %.*s, not model", part->path,
+                       kind->off, len < 60 ? (int)len : 60, text);
+    }
+    uint64_t version = 2;
+    if (get_u64(part, "general.quantization_version", &version, err) < 0) {
+        return -1;
+    }
+    for (uint32_t i = 0; i < l->n_parts && version != 2; i++) {
+        for (uint64_t t = 0; t < l->parts[i].gguf.n_tensors; t++) {
+            if (dtype_get(l->parts[i].gguf.tensors[t].dtype)->quantised) {
+                return err_set(err, ERR_UNSUPPORTED,
+                               "%s: general.quantization_version is %" PRIu64 ", 2 is read",
+                               part->path, version);
+            }
+        }
+    }
+    return 0;
+}
+
+uint64_t load_data_bytes(const struct load *l)
+{
+    return l->data_bytes;
+}
+
+void load_identity(const struct load *l, struct load_identity *id)
+{
+    *id = (struct load_identity){ .device = l->files[0].dev,
+                                  .inode = l->files[0].ino,
+                                  .mtime_ns = l->files[0].mtime_ns,
+                                  .digest = l->digest };
+    for (uint32_t i = 0; i < l->n_parts; i++) {
+        id->size_bytes += l->files[i].size;
+    }
+}
+
+/* ---- the segment ---- */
+
+static int collect(const struct load *l, struct weights_builder *manifest, struct err *err)
+{
+    const struct gguf *first = &l->parts[0].gguf;
+    for (uint64_t i = 0; i < first->n_kvs; i++) {
+        const struct gguf_kv *kv = &first->kvs[i];
+        if (weights_builder_borrow(manifest, kv->key, kv->key_len, kv->type, kv->elem, kv->n,
+                                   kv->data, kv->size_bytes, true, err) < 0) {
+            return -1;
+        }
+    }
+    for (uint32_t p = 0; p < l->n_parts; p++) {
+        const struct part *part = &l->parts[p];
+        for (uint64_t i = 0; i < part->gguf.n_tensors; i++) {
+            const struct gguf_tensor *t = &part->gguf.tensors[i];
+            if (weights_builder_add_tensor(manifest, t->name, t->name_len, t->dtype,
+                                           layout_of(t, l->layout), t->n_dims, t->ne,
+                                           part->base + t->data_off, t->size_bytes, err) < 0) {
+                return err_wrap(err, "%s", part->path);
+            }
+        }
+    }
+    return 0;
+}
+
+int load_publish(struct load *l, int fd, struct err *err)
+{
+    struct weights_builder *manifest = weights_builder_create(err);
+    if (!manifest) {
+        return -1;
+    }
+    const struct gguf *first = &l->parts[0].gguf;
+    int rc = collect(l, manifest, err);
+    if (rc == 0) {
+        rc = publish_begin(&l->publish, fd, manifest, first->data_off, l->data_bytes, l->digest,
+                           first->version, err);
+    }
+    weights_builder_destroy(&manifest);
+    return rc;
+}
+
+int load_fill(struct load *l, struct source *s, struct err *err)
+{
+    struct weights w;
+    if (weights_map(&w, l->publish.fd, err) < 0) {
+        return -1; /* a name in two parts, found by the readers' own check */
+    }
+    struct layout *layout = layout_create(&w, l->publish.base, err);
+    struct source_target target = { .fd = l->publish.fd,
+                                    .base = l->publish.base,
+                                    .size_bytes = l->publish.size_bytes };
+    struct source_span *spans = calloc(l->n_parts, sizeof *spans);
+    uint32_t n_spans = 0;
+    for (uint32_t i = 0; spans && i < l->n_parts; i++) {
+        const struct part *part = &l->parts[i];
+        if (part->gguf.data_bytes) {
+            spans[n_spans++] = (struct source_span){ .file_idx = i,
+                                                     .file_off = part->gguf.data_off,
+                                                     .seg_off = l->publish.data_off + part->base,
+                                                     .size_bytes = part->gguf.data_bytes };
+        }
+    }
+    int rc = -1;
+    if (!spans) {
+        err_set(err, ERR_NO_MEMORY, "no memory for the parts");
+    } else if (layout) {
+        rc = source_start(s, &target, spans, n_spans, err);
+    }
+    uint64_t end = l->publish.data_off + l->data_bytes, upto = n_spans ? 0 : end;
+    while (rc == 0 && upto < end) {
+        rc = source_wait(s, &upto, err);
+        if (rc == 0) {
+            publish_advance(&l->publish, layout_advance(layout, upto));
+        }
+    }
+    free(spans);
+    layout_destroy(&layout);
+    weights_unmap(&w);
+    return rc;
+}
+
+/* ---- in one process ---- */
+
+static int direct(const char *path, enum weights_layout layout, bool fill, struct weights *out,
+                  struct err *err)
+{
+    *out = (struct weights){ 0 };
+    struct source *source = NULL;
+    int rc = -1, fd = -1;
+    struct load *l = load_open(path, false, err);
+    if (!l || load_parse(l, layout, err) < 0) {
+        goto end;
+    }
+    if (fill && load_check_model(l, err) < 0) {
+        goto end;
+    }
+    fd = memfd_create("hearth-weights", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0) {
+        err_set_errno(err, ERR_NO_MEMORY, "memfd");
+        goto end;
+    }
+    if (load_publish(l, fd, err) < 0) {
+        goto end;
+    }
+    if (fill) {
+        source = source_open(SOURCE_PREAD, l->files, l->n_parts, 0, err);
+        if (!source || load_fill(l, source, err) < 0) {
+            goto end;
+        }
+    }
+    rc = weights_map(out, fd, err);
+end:
+    source_close(&source);
+    load_close(&l);
+    if (fd >= 0) {
+        close(fd);
+    }
+    return rc;
+}
+
+int loader_load_direct(const char *path, enum weights_layout layout, struct weights *out,
+                       struct err *err)
+{
+    return direct(path, layout, true, out, err);
+}
+
+int loader_open_manifest(const char *path, struct weights *out, struct err *err)
+{
+    return direct(path, WEIGHTS_LAYOUT_FILE, false, out, err);
+}

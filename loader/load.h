@@ -1,0 +1,61 @@
+/* The story of a load: a path becomes open files, their heads become a manifest, their data fills a segment.
+ *
+ *   load_open      every file of the model, before a byte is parsed (the last step that needs rights)
+ *   load_parse     heads checked, parts agree, the plan of the segment made
+ *   load_publish   the segment sized, its manifest written, sealed: readers may map it
+ *   load_fill      the data, behind the watermark
+ *
+ * A model cut into parts is opened by the name of any of them: the names of all follow from it.
+ * One thread. clients/direct uses the two functions at the end instead. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "loader/source.h"
+#include "proto/err.h"
+#include "proto/weights.h"
+
+struct load; /* opaque */
+
+/* What a model is, for the request that pins it: the same numbers mean the same file. */
+struct load_identity {
+    uint64_t device, inode, size_bytes; /* of the first part; size of all together */
+    int64_t mtime_ns;
+    uint64_t digest; /* of the heads: header, keys and tensor infos; 0 before load_parse */
+};
+
+/* Opens all parts. direct: with O_DIRECT too, for io_uring. NULL: ERR_NOT_FOUND, ERR_IO, ERR_BAD_FILE. */
+struct load *load_open(const char *path, bool direct, struct err *err);
+void load_close(struct load **l);
+
+/* The open files, for source_open; borrowed. */
+const struct source_file *load_files(const struct load *l, uint32_t *n_files);
+
+/* Parses and checks the heads and plans the segment. ERR_BAD_FILE, ERR_NO_MEMORY, ERR_IO. */
+int load_parse(struct load *l, enum weights_layout layout, struct err *err);
+
+/* Beyond a sound container: is this a model whose blocks we know? Refuses adapters, projectors, importance
+ * matrices and block formats of another version. ERR_UNSUPPORTED, ERR_BAD_FILE. After load_parse. */
+int load_check_model(const struct load *l, struct err *err);
+
+/* Bytes of all tensor data, gaps included. After load_parse. */
+uint64_t load_data_bytes(const struct load *l);
+
+void load_identity(const struct load *l, struct load_identity *id);
+
+/* Makes fd (an empty memfd, borrowed, kept open by the caller) the segment. */
+int load_publish(struct load *l, int fd, struct err *err);
+
+/* Fills it from an open source. ERR_BAD_FILE, ERR_IO, ERR_NO_MEMORY. */
+int load_fill(struct load *l, struct source *s, struct err *err);
+
+/* ---- in one process: clients/direct, tests ---- */
+
+/* Reads a whole model into an anonymous segment by the pread pool and maps it. out is unmapped by the caller. */
+int loader_load_direct(const char *path, enum weights_layout layout, struct weights *out,
+                       struct err *err);
+
+/* Only header, keys and tensor table; the data section has its size and no bytes (watermark 0). Files without
+ * tensors and without a known architecture are fine. */
+int loader_open_manifest(const char *path, struct weights *out, struct err *err);

@@ -8,6 +8,7 @@
  *   HEARTH_RUN     the runtime directory
  *   HEARTH_CHILD   the child's number under this keeper
  *   HEARTH_BROKER_EPOCH  broker only: 1, 2, ... counts the brokers of this keeper
+ *   descriptor 40  the lock on $RUN/lock, held by just being open: a new keeper starts when the last one is closed
  * All else is closed. stdin is /dev/null, stderr is the keeper's. PR_SET_PDEATHSIG is SIGKILL. */
 #pragma once
 
@@ -19,7 +20,8 @@
 #define HERITAGE_CHANNEL_FD 3
 #define HERITAGE_ROUTER_FD  4
 #define HERITAGE_ATTACH_FD  5
-#define HERITAGE_GRANT_FD   4 /* the first of a child's initial grants */
+#define HERITAGE_GRANT_FD   4  /* the first of a child's initial grants */
+#define HERITAGE_LOCK_FD    40 /* behind the last possible grant */
 
 enum heritage_role {
     HERITAGE_BROKER,

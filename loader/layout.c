@@ -1,18 +1,17 @@
 #include "loader/layout.h"
 
-#include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "loader/rows.h"
+#include "proto/rows16.h"
 
-/* One tensor to lay. */
+/* One tensor to lay: n_matrices of n_rows rows; rows past a matrix's last whole group stay. */
 struct task {
     uint64_t seg_off; /* of its data */
-    uint64_t size_bytes;
-    uint64_t group_bytes; /* of 16 rows */
-    uint64_t n_blocks;    /* of one row */
+    uint64_t row_bytes;
+    uint64_t n_rows;
+    uint64_t n_matrices; /* experts of a stack are laid each by itself */
     enum dtype dtype;
 };
 
@@ -20,22 +19,19 @@ struct layout {
     uint8_t *base;
     struct task *tasks; /* by seg_off */
     size_t n_tasks;
-    size_t next;       /* first task that is not done */
-    uint64_t next_off; /* within it: bytes laid */
-    uint8_t *scratch;  /* one group */
+    size_t next;          /* first task that is not done */
+    uint64_t matrix, row; /* within it: the next group */
+    uint8_t *scratch;     /* one group */
 };
 
 enum weights_layout layout_of(const struct gguf_tensor *t, enum weights_layout wanted)
 {
-    /* Whole groups in every matrix of the stack: experts are split at rows, not across them. The embedding is read
-     * row by row, so it stays as it is, even where it is the output matrix too. */
-    static const char embedding[] = "token_embd.weight";
-    if (wanted != WEIGHTS_LAYOUT_ROWS16 || t->n_dims < 2 || t->ne[1] % ROWS_GROUP ||
-        !rows_can_lay(t->dtype) ||
-        (t->name_len == sizeof embedding - 1 && memcmp(t->name, embedding, t->name_len) == 0)) {
-        return WEIGHTS_LAYOUT_FILE;
-    }
-    return WEIGHTS_LAYOUT_ROWS16;
+    char name[GGUF_NAME_MAX + 1];
+    memcpy(name, t->name, t->name_len);
+    name[t->name_len] = '\0';
+    return wanted == WEIGHTS_LAYOUT_ROWS16 && rows16_wanted(name, t->dtype, t->n_dims, t->ne)
+               ? WEIGHTS_LAYOUT_ROWS16
+               : WEIGHTS_LAYOUT_FILE;
 }
 
 static int by_place(const void *a, const void *b)
@@ -64,13 +60,16 @@ struct layout *layout_create(const struct weights *w, uint8_t *base, struct err 
         }
         const struct dtype_info *info = dtype_get(t->dtype);
         struct task task = { .seg_off = (uint64_t)(t->data - w->base),
-                             .size_bytes = t->size_bytes,
-                             .n_blocks = t->ne[0] / info->block_values,
+                             .row_bytes = t->ne[0] / info->block_values * info->block_bytes,
+                             .n_rows = t->ne[1],
+                             .n_matrices = t->ne[2] * t->ne[3],
                              .dtype = t->dtype };
-        task.group_bytes = task.n_blocks * info->block_bytes * ROWS_GROUP;
-        assert(task.size_bytes % task.group_bytes == 0);
-        largest = task.group_bytes > largest ? task.group_bytes : largest;
-        l->tasks[l->n_tasks++] = task;
+        /* A matrix of fewer rows than a group has none; this also bounds the scratch by the tensor. */
+        if (task.n_rows >= ROWS16_ROWS) {
+            uint64_t group = task.row_bytes * ROWS16_ROWS;
+            largest = group > largest ? group : largest;
+            l->tasks[l->n_tasks++] = task;
+        }
     }
     qsort(l->tasks, l->n_tasks, sizeof *l->tasks, by_place);
     l->scratch = malloc((size_t)largest + 1);
@@ -95,16 +94,21 @@ uint64_t layout_advance(struct layout *l, uint64_t read_upto)
 {
     while (l->next < l->n_tasks) {
         const struct task *task = &l->tasks[l->next];
-        uint64_t at = task->seg_off + l->next_off;
-        if (at + task->group_bytes > read_upto) {
+        uint64_t group = task->row_bytes * ROWS16_ROWS;
+        uint64_t at = task->seg_off + (l->matrix * task->n_rows + l->row) * task->row_bytes;
+        if (read_upto < at + group) {
             return at < read_upto ? at : read_upto;
         }
-        memcpy(l->scratch, l->base + at, (size_t)task->group_bytes);
-        rows_lay(task->dtype, task->n_blocks, l->scratch, l->base + at);
-        l->next_off += task->group_bytes;
-        if (l->next_off == task->size_bytes) {
+        memcpy(l->scratch, l->base + at, (size_t)group);
+        rows16_pack(task->dtype, l->scratch, task->row_bytes, l->base + at);
+        l->row += ROWS16_ROWS;
+        if (task->n_rows - l->row < ROWS16_ROWS) {
+            l->row = 0;
+            l->matrix++;
+        }
+        if (l->matrix == task->n_matrices) {
+            l->matrix = 0;
             l->next++;
-            l->next_off = 0;
         }
     }
     return read_upto;

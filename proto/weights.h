@@ -15,6 +15,7 @@
  * announced, filled behind the watermark. */
 #pragma once
 
+#include <assert.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -29,7 +30,10 @@
 #define WEIGHTS_PAGE     4096 /* what direct reads want file and memory offsets to share */
 
 /* Bounds of a manifest; the reader refuses more before it allocates. */
-#define WEIGHTS_KVS_MAX 65536u /* keys; real files have a few hundred at most */
+#define WEIGHTS_KVS_MAX    65536u       /* keys; real files have a few hundred at most */
+#define WEIGHTS_KEY_MAX    65535u       /* bytes of a key, the bound of GGUF */
+#define WEIGHTS_NAME_MAX   255u         /* bytes of a tensor name; files hold 63 */
+#define WEIGHTS_VALUES_MAX (1ull << 30) /* elements of one array */
 #define WEIGHTS_TENSORS_MAX                                                                        \
     65536u /* tensors; a 100-layer model with many parts has some thousands */
 
@@ -84,6 +88,17 @@ struct weights_tensor_row {
     uint64_t data_off;             /* from the segment's start */
     uint64_t size_bytes;
 };
+
+/* One key in the metadata: this, the key with its NUL, the values, for strings their ends; then to 8 bytes. */
+struct weights_kv_record {
+    uint32_t key_len;
+    uint32_t type;
+    uint32_t elem;
+    uint32_t reserved;
+    uint64_t n;
+    uint64_t size_bytes; /* of the values */
+};
+static_assert(sizeof(struct weights_kv_record) == 32, "the segment's key record");
 
 /* One metadata key as the reader sees it; pointers into the mapping, borrowed while it lives. */
 struct weights_kv {

@@ -14,6 +14,7 @@
 #include "loader/gguf.h"
 #include "loader/layout.h"
 #include "loader/publish.h"
+#include "loader/room.h"
 #include "proto/bytes.h"
 #include "proto/log.h"
 
@@ -269,6 +270,11 @@ uint64_t load_data_bytes(const struct load *l)
     return l->data_bytes;
 }
 
+uint64_t load_segment_bytes(const struct load *l)
+{
+    return l->publish.size_bytes;
+}
+
 void load_identity(const struct load *l, struct load_identity *id)
 {
     *id = (struct load_identity){ .device = l->files[0].dev,
@@ -374,8 +380,17 @@ static int direct(const char *path, enum weights_layout layout, bool fill, struc
     if (!l || load_parse(l, layout, err) < 0) {
         goto end;
     }
-    if (fill && load_check_model(l, err) < 0) {
-        goto end;
+    if (fill) {
+        int meminfo = room_open();
+        int fits = load_check_model(l, err) < 0
+                       ? -1
+                       : room_check(meminfo, l->data_bytes, ROOM_NO_BUDGET, err);
+        if (meminfo >= 0) {
+            close(meminfo);
+        }
+        if (fits < 0) {
+            goto end;
+        }
     }
     fd = memfd_create("hearth-weights", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0) {

@@ -36,11 +36,15 @@ const struct source_file *load_files(const struct load *l, uint32_t *n_files);
 int load_parse(struct load *l, enum weights_layout layout, struct err *err);
 
 /* Beyond a sound container: is this a model whose blocks we know? Refuses adapters, projectors, importance
- * matrices and block formats of another version. ERR_UNSUPPORTED, ERR_BAD_FILE. After load_parse. */
+ * matrices and block formats of another version. ERR_UNSUPPORTED, ERR_BAD_FILE. Between load_parse and load_publish,
+ * which gives the values' memory back. */
 int load_check_model(const struct load *l, struct err *err);
 
 /* Bytes of all tensor data, gaps included. After load_parse. */
 uint64_t load_data_bytes(const struct load *l);
+
+/* Size of the whole segment. After load_publish. */
+uint64_t load_segment_bytes(const struct load *l);
 
 void load_identity(const struct load *l, struct load_identity *id);
 

@@ -2,10 +2,10 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "loader/source_ops.h"
@@ -158,17 +158,20 @@ int source_allocate(const struct source *s, uint64_t off, uint64_t size_bytes, s
     uint64_t start = off & ~(uint64_t)(WEIGHTS_PAGE - 1);
     uint64_t end = align_up(off + size_bytes, WEIGHTS_PAGE);
     end = end < s->target.size_bytes ? end : s->target.size_bytes;
-    while (fallocate(s->target.fd, 0, (off_t)start, (off_t)(end - start)) < 0) {
-        if (errno == EOPNOTSUPP || errno == ENOSYS) {
+    for (;;) {
+        /* Faults pages in by themselves: unlike fallocate it takes no lock on the file, so threads add up. */
+        if (madvise(s->target.base + start, (size_t)(end - start), MADV_POPULATE_WRITE) == 0) {
             return 0;
         }
-        if (errno != EINTR) {
+        if (errno == EINVAL) {
+            return 0; /* a kernel before 5.14: the reads will fault them in */
+        }
+        if (errno != EINTR && errno != EAGAIN) {
             return err_set_errno(err, ERR_NO_MEMORY,
-                                 "allocate bytes %" PRIu64 " to %" PRIu64 " of the segment", start,
-                                 end);
+                                 "no memory for bytes %" PRIu64 " to %" PRIu64 " of the segment",
+                                 start, end);
         }
     }
-    return 0;
 }
 
 int source_short(const struct source *s, const struct source_chunk *chunk, uint64_t got,
@@ -199,6 +202,11 @@ int source_read_chunk(const struct source *s, const struct source_chunk *chunk, 
         if (n < 0 && direct && errno == EINVAL) {
             direct = false; /* the file system accepted O_DIRECT and has other ideas of alignment */
             continue;
+        }
+        if (n < 0 && errno == EFAULT) {
+            /* The kernel could not fault the segment's page in. */
+            return err_set(err, ERR_NO_MEMORY, "no memory for the segment's byte %" PRIu64,
+                           chunk->seg_off + got);
         }
         if (n < 0) {
             return err_set_errno(err, ERR_IO, "read at byte %" PRIu64, chunk->file_off + got);

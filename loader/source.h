@@ -5,8 +5,8 @@
  *   mmap    the files mapped and copied from; when asked for: the page cache stays warm
  *
  * A source is opened with everything that needs rights (descriptors, ring, threads), before the process gives its
- * rights up; then started with a plan; then waited for. It allocates the segment's memory ahead of its reads,
- * in steps: allocating 35 GB at once costs more than reading them.
+ * rights up; then started with a plan; then waited for. The segment's memory is touched step by step, ahead of the
+ * reads or by them: allocating 35 GB at once costs more than reading them.
  * One thread owns a source; the source's own threads touch nothing else. */
 #pragma once
 

@@ -40,9 +40,6 @@ extern const struct source_ops source_pread_ops;
 extern const struct source_ops source_mmap_ops;
 extern const struct source_ops source_uring_ops;
 
-/* Bytes of the segment to allocate ahead in one go. */
-#define SOURCE_ALLOCATE_STEP (32u << 20)
-
 /* Gives the segment's bytes [off, off + size) memory. Any thread. */
 int source_allocate(const struct source *s, uint64_t off, uint64_t size_bytes, struct err *err);
 

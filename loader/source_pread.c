@@ -43,10 +43,7 @@ static void *pool_thread(void *arg)
 
         const struct source_chunk *chunk = &s->chunks[idx];
         struct err err = { 0 };
-        int rc = source_allocate(s, chunk->seg_off, chunk->size_bytes, &err);
-        if (rc == 0) {
-            rc = source_read_chunk(s, chunk, false, &err);
-        }
+        int rc = source_read_chunk(s, chunk, false, &err); /* its copy faults the memory in */
 
         pthread_mutex_lock(&p->lock);
         if (rc == 0) {

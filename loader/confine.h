@@ -1,0 +1,16 @@
+/* The sandbox of the two processes that read untrusted bytes: a seccomp filter over all threads, for life.
+ * What is not on a profile's list fails with EPERM. Applied after files, ring and threads are open, before the first
+ * byte is parsed. Source: Linux seccomp(2), classic BPF. */
+#pragma once
+
+#include "proto/err.h"
+
+enum confine_profile {
+    CONFINE_LOADER, /* reads by descriptors and by its ring, writes its segment; no files, sockets, births */
+    CONFINE_TEXT, /* AF_UNIX sockets and threads for its line to the broker; no files, devices, io_uring */
+    CONFINE_N_PROFILES,
+};
+
+/* No new privileges, then the filter on every thread. ERR_UNSUPPORTED where the kernel has none: the caller decides
+ * whether to go on. A build with a sanitizer goes unconfined and says so in the log: its leak check is a debugger. */
+int confine(enum confine_profile profile, struct err *err);

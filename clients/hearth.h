@@ -1,0 +1,210 @@
+/* libhearth: the client door. A connection to a running hearth, requests whose tokens are read straight from the shared
+ * journal, and questions. A broker that dies and comes back is not an error here: the connection is made anew, requests
+ * are resumed after the last token that the caller has, nothing is lost and nothing comes twice.
+ *
+ *   struct hearth *h = hearth_open(NULL, "my program", &error);
+ *   struct hearth_ask ask = { .prompt = "Hello", .prompt_len = 5, .kind = HEARTH_TEXT };
+ *   struct hearth_request *r = hearth_submit(h, &ask, &error);
+ *   while ((got = hearth_next(r, &token, -1, &error)) == HEARTH_TOKEN)
+ *       fwrite(token.bytes, 1, token.n_bytes, stdout);
+ *   hearth_end(&r);
+ *   hearth_close(&h);
+ *
+ * One connection belongs to one thread. Pointers in results are the library's, valid until the next call on the same
+ * object, unless a comment says otherwise. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct hearth_error {
+    int exit_code;  /* as CLI.md lists them: 3 unreachable, 4 model not found, 5 does not fit ... */
+    char code[24];  /* "not_found" */
+    char text[512]; /* one line */
+};
+
+struct hearth;         /* a connection */
+struct hearth_request; /* one generation */
+
+/* run: the runtime directory, NULL for the usual places. program: who asks, shown by `hearth ps`. Waits up to 10 s for a broker
+ * that is coming back while its keeper lives; NULL at once when nobody holds the runtime directory. */
+struct hearth *hearth_open(const char *run, const char *program, struct hearth_error *error);
+void hearth_close(struct hearth **h);
+
+/* A descriptor (a signalfd, say) that ends every wait when it is readable: calls then return HEARTH_INTERRUPTED or fail with
+ * code "interrupted". -1: none. Borrowed; not read. */
+void hearth_interrupt_fd(struct hearth *h, int fd);
+
+/* The runtime directory in use. */
+const char *hearth_run(const struct hearth *h);
+
+/* ---- generations ---- */
+
+enum hearth_kind {
+    HEARTH_TEXT = 0, /* raw text */
+    HEARTH_MESSAGES, /* JSON: {"messages": [{"role": ..., "content": ...}, ...], ...}, the template's context */
+    HEARTH_TOKENS, /* int32 little-endian ids */
+};
+
+struct hearth_bias {
+    int32_t token;
+    float bias;
+};
+
+/* Zero means "the model's default" for every field of sampling whose has_ flag is false. */
+struct hearth_sampling {
+    bool has_temp, has_top_k, has_top_p, has_min_p, has_typical_p, has_repeat_penalty,
+        has_repeat_last_n, has_presence_penalty, has_frequency_penalty, has_seed, has_logprobs;
+    float temp, top_p, min_p, typical_p, repeat_penalty, presence_penalty, frequency_penalty;
+    int32_t top_k, repeat_last_n;
+    uint64_t seed;
+    uint32_t logprobs; /* alternatives beside each token */
+    bool ignore_eos;
+    const struct hearth_bias *biases; /* borrowed for the call */
+    size_t n_biases;
+};
+
+struct hearth_ask {
+    const char *model; /* NULL: the default */
+    enum hearth_kind kind;
+    const void *prompt; /* borrowed for the call */
+    size_t prompt_len;  /* bytes */
+    struct hearth_sampling sampling;
+    bool has_n_max;
+    uint32_t n_max;
+    const char *const *stops;
+    const size_t *stop_lens; /* NULL: strlen */
+    size_t n_stops;
+    int priority;         /* 0 normal, 1 interactive, 2 batch */
+    bool detach;          /* goes on when this client leaves */
+    uint32_t deadline_ms; /* 0: none */
+    const char *flow;     /* fairness counts flows; NULL: this connection */
+};
+
+struct hearth_info {
+    char id[33]; /* hex */
+    char model[256];
+    uint32_t n_prompt, n_max, ctx;
+    uint64_t seed;
+};
+
+struct hearth_alternative {
+    int32_t token;
+    float logprob;
+};
+
+struct hearth_token {
+    uint64_t seq;
+    bool has_token; /* false: an end without a token of its own */
+    int32_t id;
+    float logprob;
+    const char *bytes; /* what this token released */
+    size_t n_bytes;
+    const struct hearth_alternative *alternatives;
+    size_t n_alternatives;
+    uint32_t n_cached;         /* prompt tokens that were not computed again */
+    uint64_t time_us;          /* CLOCK_MONOTONIC of its commit */
+    bool ended;                /* this is the last one */
+    const char *finish_reason; /* with ended: "stop", "length", "cancelled", "error" */
+    struct hearth_error error; /* with finish_reason "error" */
+};
+
+enum hearth_result {
+    HEARTH_FAILED = -1,
+    HEARTH_TIMEOUT = 0,
+    HEARTH_TOKEN = 1, /* look at token->ended */
+    HEARTH_INTERRUPTED = 2,
+};
+
+/* Submits and waits until the request is admitted (its model may have to be loaded first). */
+struct hearth_request *hearth_submit(struct hearth *h, const struct hearth_ask *ask,
+                                     struct hearth_error *error);
+
+/* Picks up a request by its id (hex, or a prefix of at least 4 digits), after sequence number `from`. */
+struct hearth_request *hearth_attach(struct hearth *h, const char *id, uint64_t from,
+                                     struct hearth_error *error);
+
+const struct hearth_info *hearth_info(const struct hearth_request *r);
+
+/* The next token, waiting at most timeout_ms (-1: for ever). */
+enum hearth_result hearth_next(struct hearth_request *r, struct hearth_token *token, int timeout_ms,
+                               struct hearth_error *error);
+
+/* Asks for the request's end; its tokens up to then, and its end, still come. */
+int hearth_cancel(struct hearth_request *r, struct hearth_error *error);
+
+/* Frees the request. One that ended is acknowledged; one that did not is cancelled, unless it was submitted with detach. */
+void hearth_end(struct hearth_request **r);
+
+/* Cancels by id from outside. */
+int hearth_cancel_id(struct hearth *h, const char *id, struct hearth_error *error);
+
+/* ---- questions; JSON texts are malloc'd, the caller's to free ---- */
+
+/* {"version","ready","processes":[],"device":{},"models":[],"requests":[],...} as CLI.md has it. all: cold models too. */
+char *hearth_status(struct hearth *h, bool all, struct hearth_error *error);
+
+/* Waits until the model is loaded (resident on the device). */
+int hearth_load(struct hearth *h, const char *model, bool pin, struct hearth_error *error);
+int hearth_unload(struct hearth *h, const char *model, struct hearth_error *error);
+
+enum hearth_text_op {
+    HEARTH_TOKENIZE = 0, /* text -> int32 ids */
+    HEARTH_DETOKENIZE,   /* int32 ids -> bytes */
+    HEARTH_RENDER,       /* JSON context -> text */
+    HEARTH_PIECES,       /* int32 ids -> {uint32 length, bytes} each */
+};
+
+struct hearth_text {
+    const char *model;
+    enum hearth_text_op op;
+    bool add_special, parse_special, remove_special, unparse_special;
+    uint64_t now; /* RENDER: the clock, epoch UTC; 0: now */
+    const void *input;
+    size_t input_len;
+};
+
+/* The text service's answer, malloc'd (a NUL follows it). */
+void *hearth_text(struct hearth *h, const struct hearth_text *ask, size_t *len,
+                  struct hearth_error *error);
+
+enum hearth_eval_kind {
+    HEARTH_LOGITS = 0,
+    HEARTH_EMBED_NONE,
+    HEARTH_EMBED_MEAN,
+    HEARTH_EMBED_CLS,
+    HEARTH_EMBED_LAST,
+    HEARTH_PERPLEXITY,
+};
+
+struct hearth_evaluation {
+    const char *model;
+    enum hearth_eval_kind kind;
+    const int32_t *ids; /* sequences one after another */
+    size_t n_ids;
+    const uint32_t *lens; /* NULL: one sequence */
+    size_t n_lens;
+    uint32_t start;
+    uint32_t ctx;
+};
+
+struct hearth_matrix {
+    const float *data; /* (n_rows, n_cols), in a mapping; hearth_matrix_free */
+    uint64_t n_rows, n_cols;
+    double perplexity;
+    void *mapping;
+    size_t mapping_bytes;
+};
+
+int hearth_evaluate(struct hearth *h, const struct hearth_evaluation *ask,
+                    struct hearth_matrix *out, struct hearth_error *error);
+void hearth_matrix_free(struct hearth_matrix *m);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,391 @@
+/* Generations: submit, read tokens from the journal, cancel, end. The journal is read in place; the broker is only asked
+ * when the connection is new. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "clients/connection.h"
+
+struct hearth_request {
+    struct hearth *h; /* borrowed */
+    uint8_t id[LIMIT_REQUEST_ID_BYTES];
+    struct hearth_info info;
+    struct journal_reader reader;
+    struct journal_view view;
+    uint32_t resumed_on; /* the connection's generation that knows this request */
+    bool detach, ended, resuming;
+    struct hearth_alternative alternatives[LIMIT_ALTERNATIVES];
+};
+
+static void hex_of(const uint8_t id[LIMIT_REQUEST_ID_BYTES], char hex[33])
+{
+    for (int i = 0; i < LIMIT_REQUEST_ID_BYTES; i++) {
+        snprintf(hex + 2 * i, 3, "%02x", id[i]);
+    }
+}
+
+/* "1a2b..." to bytes; an odd digit at the end is dropped. Returns the number of bytes, 0 when it is no hex. */
+static size_t id_of_hex(const char *hex, uint8_t id[LIMIT_REQUEST_ID_BYTES])
+{
+    size_t n = 0;
+    for (; n < LIMIT_REQUEST_ID_BYTES && hex[2 * n] && hex[2 * n + 1]; n++) {
+        unsigned byte;
+        if (sscanf(hex + 2 * n, "%2x", &byte) != 1) {
+            return 0;
+        }
+        id[n] = (uint8_t)byte;
+    }
+    return n;
+}
+
+/* ---- submitting ---- */
+
+static void fill_sampling(Hearth__Sampling *to, const struct hearth_sampling *s,
+                          Hearth__LogitBias *biases, Hearth__LogitBias **bias_list)
+{
+#define FIELD(name, as)                                                                            \
+    to->has_##name = s->has_##as;                                                                  \
+    to->name = s->as
+    FIELD(temp, temp);
+    FIELD(top_k, top_k);
+    FIELD(top_p, top_p);
+    FIELD(min_p, min_p);
+    FIELD(typical_p, typical_p);
+    FIELD(repeat_penalty, repeat_penalty);
+    FIELD(repeat_last_n, repeat_last_n);
+    FIELD(presence_penalty, presence_penalty);
+    FIELD(frequency_penalty, frequency_penalty);
+    FIELD(seed, seed);
+    FIELD(logprobs, logprobs);
+#undef FIELD
+    to->has_ignore_eos = true;
+    to->ignore_eos = s->ignore_eos;
+    for (size_t i = 0; i < s->n_biases; i++) {
+        hearth__logit_bias__init(&biases[i]);
+        biases[i].token = s->biases[i].token;
+        biases[i].bias = s->biases[i].bias;
+        bias_list[i] = &biases[i];
+    }
+    to->n_logit_bias = s->n_biases;
+    to->logit_bias = bias_list;
+}
+
+static int take_accepted(struct hearth_request *r, const Hearth__Accepted *a, uint64_t from,
+                         struct err *err)
+{
+    if (a->shard != r->h->shard_number) {
+        return err_set(err, ERR_REFUSED, "the request belongs to another user's journal");
+    }
+    if (journal_reader_init(&r->reader, &r->h->shard, a->slot, a->generation, err) < 0) {
+        return -1;
+    }
+    int got = 1;
+    while (r->reader.seq < from && (got = journal_read(&r->reader, &r->view, err)) > 0) {
+    }
+    if (got < 0) {
+        return -1;
+    }
+    if (a->id.len == LIMIT_REQUEST_ID_BYTES) {
+        memcpy(r->id, a->id.data, LIMIT_REQUEST_ID_BYTES);
+    }
+    hex_of(r->id, r->info.id);
+    message_copy(r->info.model, sizeof r->info.model, a->model);
+    r->info.n_prompt = a->n_prompt;
+    r->info.n_max = a->n_max;
+    r->info.ctx = a->ctx;
+    r->info.seed = a->seed;
+    r->resumed_on = r->h->generation;
+    return 0;
+}
+
+static void say_cancel(struct hearth *h, const uint8_t *id, size_t id_len)
+{
+    struct err ignored;
+    Hearth__Cancel cancel = HEARTH__CANCEL__INIT;
+    cancel.id = message_bytes(id, id_len);
+    Hearth__Envelope e = message_envelope(HEARTH__ENVELOPE__BODY_CANCEL, &cancel);
+    connection_send(h, &e, NULL, 0, &ignored);
+}
+
+/* The question that ends in Accepted: Submit or Resume. */
+static int ask_accepted(struct hearth_request *r, Hearth__Envelope *e, const void *payload,
+                        size_t payload_len, uint64_t from, struct err *err)
+{
+    Hearth__Envelope *got = connection_ask(r->h, e, payload, payload_len, NULL, NULL, err);
+    if (!got) {
+        return -1;
+    }
+    if (got->body_case != HEARTH__ENVELOPE__BODY_ACCEPTED) {
+        return err_set(err, ERR_BAD_INPUT, "the broker answered with %s, not accepted",
+                       message_name(got->body_case));
+    }
+    return take_accepted(r, got->accepted, from, err);
+}
+
+static int check_ask(const struct hearth_ask *ask, struct err *err)
+{
+    if (ask->n_stops > LIMIT_STOP_STRINGS) {
+        return err_set(err, ERR_USAGE, "%zu stop strings, at most %d", ask->n_stops,
+                       LIMIT_STOP_STRINGS);
+    }
+    if (ask->sampling.n_biases > LIMIT_LOGIT_BIASES) {
+        return err_set(err, ERR_USAGE, "%zu logit biases, at most %d", ask->sampling.n_biases,
+                       LIMIT_LOGIT_BIASES);
+    }
+    return 0;
+}
+
+struct hearth_request *hearth_submit(struct hearth *h, const struct hearth_ask *ask,
+                                     struct hearth_error *error)
+{
+    struct err err = { 0 };
+    Hearth__LogitBias biases[LIMIT_LOGIT_BIASES], *bias_list[LIMIT_LOGIT_BIASES];
+    ProtobufCBinaryData stops[LIMIT_STOP_STRINGS];
+    Hearth__Sampling sampling = HEARTH__SAMPLING__INIT;
+    Hearth__Submit submit = HEARTH__SUBMIT__INIT;
+    struct hearth_request *r = calloc(1, sizeof *r);
+    if (!r) {
+        err_set(&err, ERR_NO_MEMORY, "no memory for a request");
+        goto fail;
+    }
+    r->h = h;
+    r->detach = ask->detach;
+    if (check_ask(ask, &err) < 0) {
+        goto fail;
+    }
+    if (getrandom(r->id, sizeof r->id, 0) != (ssize_t)sizeof r->id) {
+        err_set_errno(&err, ERR_IO, "random bytes for a request id");
+        goto fail;
+    }
+    fill_sampling(&sampling, &ask->sampling, biases, bias_list);
+    for (size_t i = 0; i < ask->n_stops; i++) {
+        stops[i] = message_bytes(ask->stops[i],
+                                 ask->stop_lens ? ask->stop_lens[i] : strlen(ask->stops[i]));
+    }
+    submit.id = message_bytes(r->id, sizeof r->id);
+    submit.has_model = ask->model != NULL;
+    submit.model = message_str(ask->model ? ask->model : "");
+    submit.kind = (Hearth__PromptKind)ask->kind;
+    submit.sampling = &sampling;
+    submit.has_n_max = ask->has_n_max;
+    submit.n_max = ask->n_max;
+    submit.n_stop = ask->n_stops;
+    submit.stop = stops;
+    submit.has_priority = true;
+    submit.priority = (Hearth__Priority)ask->priority;
+    submit.has_on_disconnect = true;
+    submit.on_disconnect = ask->detach ? HEARTH__ON_DISCONNECT__DETACH
+                                       : HEARTH__ON_DISCONNECT__CANCEL;
+    submit.has_deadline_ms = ask->deadline_ms > 0;
+    submit.deadline_ms = ask->deadline_ms;
+    Hearth__Envelope e = message_envelope(HEARTH__ENVELOPE__BODY_SUBMIT, &submit);
+    if (ask_accepted(r, &e, ask->prompt_len ? ask->prompt : "", ask->prompt_len, 0, &err) < 0) {
+        if (err.code == ERR_INTERRUPTED) {
+            say_cancel(h, r->id, sizeof r->id);
+        }
+        goto fail;
+    }
+    return r;
+fail:
+    connection_error(error, &err);
+    free(r);
+    return NULL;
+}
+
+struct hearth_request *hearth_attach(struct hearth *h, const char *id, uint64_t from,
+                                     struct hearth_error *error)
+{
+    struct err err = { 0 };
+    struct hearth_request *r = calloc(1, sizeof *r);
+    size_t id_len = r ? id_of_hex(id, r->id) : 0;
+    if (!r || id_len < 2) {
+        err_set(&err, r ? ERR_NOT_FOUND : ERR_NO_MEMORY, "'%s' is no request id", id);
+        goto fail;
+    }
+    r->h = h;
+    r->detach = true;
+    Hearth__Resume resume = HEARTH__RESUME__INIT;
+    resume.id = message_bytes(r->id, id_len);
+    resume.has_after = true;
+    resume.after = from;
+    Hearth__Envelope e = message_envelope(HEARTH__ENVELOPE__BODY_RESUME, &resume);
+    if (ask_accepted(r, &e, NULL, 0, from, &err) < 0) {
+        goto fail;
+    }
+    return r;
+fail:
+    connection_error(error, &err);
+    free(r);
+    return NULL;
+}
+
+const struct hearth_info *hearth_info(const struct hearth_request *r)
+{
+    return &r->info;
+}
+
+/* ---- reading ---- */
+
+static void show(struct hearth_request *r, struct hearth_token *token)
+{
+    const struct journal_record *record = &r->view.record;
+    *token = (struct hearth_token){
+        .seq = record->seq,
+        .has_token = record->flags & JOURNAL_TOKEN,
+        .id = record->token,
+        .logprob = record->logprob,
+        .bytes = (const char *)r->view.bytes,
+        .n_bytes = r->view.n_bytes,
+        .alternatives = r->alternatives,
+        .n_alternatives = record->n_alternatives,
+        .n_cached = record->n_cached,
+        .time_us = record->time_us,
+        .ended = record->flags & JOURNAL_ENDED,
+    };
+    for (uint32_t i = 0; i < record->n_alternatives; i++) {
+        r->alternatives[i] = (struct hearth_alternative){ r->view.alternatives[i].token,
+                                                          r->view.alternatives[i].logprob };
+    }
+    if (token->ended) {
+        r->ended = true;
+        token->finish_reason = journal_end_name((enum journal_end)record->end);
+        if (record->end == JOURNAL_END_ERROR) {
+            /* The bytes are the reason, not an answer's. */
+            struct err err = { 0 };
+            err_set(&err, (enum err_code)record->code, "%.*s", (int)token->n_bytes, token->bytes);
+            connection_error(&token->error, &err);
+            token->n_bytes = 0;
+        }
+    }
+}
+
+/* A new connection does not know this request yet: Resume puts it back to this client. The answer is read when it comes, tokens
+ * flow meanwhile. */
+static void resume(struct hearth_request *r)
+{
+    struct err ignored;
+    Hearth__Resume resume = HEARTH__RESUME__INIT;
+    resume.id = message_bytes(r->id, sizeof r->id);
+    resume.has_after = true;
+    resume.after = r->reader.seq;
+    Hearth__Envelope e = message_envelope(HEARTH__ENVELOPE__BODY_RESUME, &resume);
+    e.has_cookie = true;
+    e.cookie = ++r->h->last_cookie;
+    if (connection_send(r->h, &e, NULL, 0, &ignored) == 0) {
+        r->resumed_on = r->h->generation;
+        r->resuming = true;
+    }
+}
+
+/* What the broker says meanwhile: that this request is unknown to it, in the worst case. */
+static int hear(struct hearth_request *r, struct err *err)
+{
+    const uint8_t *payload;
+    size_t len;
+    Hearth__Envelope *e;
+    while (r->h->state == CONNECTION_UP && (e = connection_recv(r->h, &payload, &len))) {
+        if (e->body_case == HEARTH__ENVELOPE__BODY_FAILED && r->resuming && e->has_cookie &&
+            e->cookie == r->h->last_cookie) {
+            connection_failed(err, e->failed);
+            return -1;
+        }
+        if (e->body_case == HEARTH__ENVELOPE__BODY_ACCEPTED) {
+            r->resuming = false;
+        }
+    }
+    return 0;
+}
+
+enum hearth_result hearth_next(struct hearth_request *r, struct hearth_token *token, int timeout_ms,
+                               struct hearth_error *error)
+{
+    struct hearth *h = r->h;
+    struct err err = { 0 };
+    uint64_t deadline = timeout_ms < 0 ? UINT64_MAX : connection_now_ms() + (uint64_t)timeout_ms;
+    for (;;) {
+        int got = journal_read(&r->reader, &r->view, &err);
+        if (got < 0) {
+            break;
+        }
+        if (got > 0) {
+            show(r, token);
+            return HEARTH_TOKEN;
+        }
+        if (h->state == CONNECTION_UP && r->resumed_on != h->generation) {
+            resume(r);
+        }
+        if (hear(r, &err) < 0) {
+            break;
+        }
+        uint64_t now = connection_now_ms();
+        if (now >= deadline) {
+            return HEARTH_TIMEOUT;
+        }
+        uint64_t left = deadline - now;
+        /* Say that we sleep, then look once more: the worker looks at the word after its commit. */
+        atomic_store(&h->page->waiting, 1);
+        int status = 0;
+        if (journal_committed(&r->reader) <= r->reader.seq) {
+            status = connection_turn(h, left < LIMIT_SLEEP_MS ? (int)left : LIMIT_SLEEP_MS, &err);
+        }
+        atomic_store(&h->page->waiting, 0);
+        if (status < 0) {
+            if (err.code == ERR_INTERRUPTED) {
+                return HEARTH_INTERRUPTED;
+            }
+            break;
+        }
+    }
+    connection_error(error, &err);
+    return HEARTH_FAILED;
+}
+
+/* ---- ending ---- */
+
+int hearth_cancel(struct hearth_request *r, struct hearth_error *error)
+{
+    (void)error;
+    say_cancel(r->h, r->id, sizeof r->id);
+    return 0;
+}
+
+int hearth_cancel_id(struct hearth *h, const char *id, struct hearth_error *error)
+{
+    struct err err = { 0 };
+    uint8_t bytes[LIMIT_REQUEST_ID_BYTES];
+    size_t n = id_of_hex(id, bytes);
+    Hearth__Cancel cancel = HEARTH__CANCEL__INIT;
+    cancel.id = message_bytes(bytes, n);
+    Hearth__Envelope e = message_envelope(HEARTH__ENVELOPE__BODY_CANCEL, &cancel);
+    if (n < 2) {
+        err_set(&err, ERR_NOT_FOUND, "'%s' is no request id", id);
+    } else if (connection_ask(h, &e, NULL, 0, NULL, NULL, &err)) {
+        return 0;
+    }
+    connection_error(error, &err);
+    return -1;
+}
+
+void hearth_end(struct hearth_request **rp)
+{
+    struct hearth_request *r = *rp;
+    if (!r) {
+        return;
+    }
+    struct err ignored;
+    if (r->ended) {
+        Hearth__Ack ack = HEARTH__ACK__INIT;
+        ack.id = message_bytes(r->id, sizeof r->id);
+        Hearth__Envelope e = message_envelope(HEARTH__ENVELOPE__BODY_ACK, &ack);
+        /* Asked, not only said: a program that leaves at once would take the message with it (LINGER is 0). When the broker is away
+         * just now, the end expires by itself. */
+        if (r->h->state == CONNECTION_UP) {
+            connection_ask(r->h, &e, NULL, 0, NULL, NULL, &ignored);
+        }
+    } else if (!r->detach) {
+        say_cancel(r->h, r->id, sizeof r->id);
+    }
+    free(r);
+    *rp = NULL;
+}

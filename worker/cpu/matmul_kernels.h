@@ -1,0 +1,63 @@
+/* What the instruction sets' twins of the matmul share: the tile that weights are unpacked into, the panel that
+ * activations are quantised into, and the table of kernels (matmul_portable.c, matmul_avx2.c, matmul_avx512.c, all made from
+ * matmul_lanes.inc). Only matmul.c calls these; any thread, pure functions of their arguments. */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/dtype.h"
+
+#define MATMUL_ROWS     16 /* lanes: output rows of a group */
+#define MATMUL_COLS_MAX 12 /* columns of a panel: 12 sums and 12 results leave 8 of 32 registers */
+
+/* 32 values of 16 rows as unsigned codes (code + bias), four values of a row side by side for one 8-bit
+ * multiply-add; scale and negated minimum of values 0..15 and 16..31, [0] for all when 32 values share them. */
+struct matmul_tile {
+    uint8_t codes[8][4 * MATMUL_ROWS];
+    float scale[2][MATMUL_ROWS];
+    float nmin[2][MATMUL_ROWS];
+};
+
+/* How a type's tiles are multiplied. */
+#define MATMUL_SUB16 1u /* two scales a tile */
+#define MATMUL_MIN   2u /* has minimums */
+#define MATMUL_WIDE  4u /* codes above 127: sums of two products do not fit 16 bits */
+
+/* A panel holds up to MATMUL_COLS_MAX columns (rows of x), block of 32 after block of 32, each with
+ *   int8 q[8][C][4], float d[C], float sum[3][C] (d * sum of codes 0..15, 16..31, all), int32 corr[n_slots][2][C]
+ * where corr is -bias * sum of codes, per slot: one slot for each different (bias, sub) among the products. */
+#define MATMUL_SLOTS_MAX 4
+struct matmul_slot {
+    int bias;
+    int sub16;
+};
+#define MATMUL_BLOCK_BYTES(n_slots) (48 + 8 * (n_slots)) /* of one column */
+
+struct matmul_kernels {
+    const char *name;
+    unsigned panel_cols; /* best width, at most MATMUL_COLS_MAX */
+
+    /* One column of 16 blocks (rows16.h) to block_values / 32 tiles; NULL: no native kernel, matmul.c splits. */
+    void (*unpack[DTYPE_N])(const uint8_t *column, struct matmul_tile *tiles);
+
+    /* acc[c][row] += tiles . panel over n_blocks blocks, n_cols the panel's width. panel points at the first block of the
+     * range, corr_off at the slot's corrections within a block. acc: [n_cols][16], 64-byte aligned. */
+    void (*dot)(const struct matmul_tile *tiles, size_t n_blocks, const uint8_t *panel,
+                size_t block_stride, size_t corr_off, unsigned flags, unsigned n_cols, float *acc);
+
+    /* The same for float weights [n][16] of type F32, F16 or BF16 and a panel of f32 [n][n_cols]. */
+    void (*dot_float)(enum dtype dtype, const uint8_t *weights, size_t n, const float *panel,
+                      unsigned n_cols, float *acc);
+
+    /* Column c of a panel of width n_cols from k values of x; n_slots slots. */
+    void (*quantise)(const float *x, size_t k, const struct matmul_slot *slots, unsigned n_slots,
+                     unsigned n_cols, unsigned c, uint8_t *panel);
+};
+
+extern const struct matmul_kernels matmul_portable, matmul_avx2, matmul_avx512;
+
+/* The codebooks expanded for look-ups of four codes: one u32 for each index of IQ3_XXS and IQ3_S. Constant after
+ * matmul_tables_init, which any thread may call at any time. */
+extern uint32_t matmul_iq3xxs[256], matmul_iq3s[512];
+void matmul_tables_init(void);

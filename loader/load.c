@@ -286,6 +286,50 @@ void load_identity(const struct load *l, struct load_identity *id)
     }
 }
 
+int load_find_tensor(const struct load *l, const char *name, struct load_tensor *t, struct err *err)
+{
+    size_t len = strlen(name);
+    for (uint32_t p = 0; p < l->n_parts; p++) {
+        const struct gguf *g = &l->parts[p].gguf;
+        for (uint64_t i = 0; i < g->n_tensors; i++) {
+            const struct gguf_tensor *found = &g->tensors[i];
+            if (found->name_len == len && memcmp(found->name, name, len) == 0) {
+                *t = (struct load_tensor){ .dtype = found->dtype,
+                                           .n_dims = found->n_dims,
+                                           .size_bytes = found->size_bytes,
+                                           .file_idx = p,
+                                           .file_off = g->data_off + found->data_off };
+                memcpy(t->ne, found->ne, sizeof t->ne);
+                return 0;
+            }
+        }
+    }
+    return err_set(err, ERR_NOT_FOUND, "%s: no tensor %s", l->parts[0].path, name);
+}
+
+int load_read_tensor(const struct load *l, const struct load_tensor *t, uint64_t off, void *to,
+                     uint64_t size_bytes, struct err *err)
+{
+    assert(off <= t->size_bytes && size_bytes <= t->size_bytes - off);
+    uint8_t *out = to;
+    for (uint64_t got = 0; got < size_bytes;) {
+        uint64_t at = t->file_off + off + got;
+        ssize_t n = pread(l->files[t->file_idx].fd, out + got, (size_t)(size_bytes - got),
+                          (off_t)at);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            return err_set_errno(err, ERR_IO, "read at byte %" PRIu64, at);
+        }
+        if (n == 0) {
+            return err_set(err, ERR_BAD_FILE, "byte %" PRIu64 ": the file became shorter", at);
+        }
+        got += (uint64_t)n;
+    }
+    return 0;
+}
+
 /* ---- the segment ---- */
 
 static int collect(const struct load *l, struct weights_builder *manifest, struct err *err)

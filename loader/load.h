@@ -48,6 +48,24 @@ uint64_t load_segment_bytes(const struct load *l);
 
 void load_identity(const struct load *l, struct load_identity *id);
 
+/* One tensor of the files, for programs that look at a single one. */
+struct load_tensor {
+    enum dtype dtype;
+    uint32_t n_dims;
+    uint64_t ne[WEIGHTS_DIMS_MAX];
+    uint64_t size_bytes;
+    uint32_t file_idx;
+    uint64_t file_off;
+};
+
+/* After load_parse. ERR_NOT_FOUND. */
+int load_find_tensor(const struct load *l, const char *name, struct load_tensor *t,
+                     struct err *err);
+
+/* Bytes [off, off + size_bytes) of a tensor, which the caller keeps inside of it. ERR_IO, ERR_BAD_FILE. */
+int load_read_tensor(const struct load *l, const struct load_tensor *t, uint64_t off, void *to,
+                     uint64_t size_bytes, struct err *err);
+
 /* Makes fd (an empty memfd, borrowed, kept open by the caller) the segment. */
 int load_publish(struct load *l, int fd, struct err *err);
 

@@ -222,3 +222,11 @@ const char *json_text(const struct json *value, size_t *len)
     return json_object_to_json_string_length(
         in(value), JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE, len);
 }
+
+void json_pop(struct json *array)
+{
+    size_t n = json_len(array);
+    if (n > 0 && json_kind(array) == JSON_ARRAY) {
+        json_object_array_del_idx(in(array), n - 1, 1);
+    }
+}

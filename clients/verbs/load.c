@@ -1,0 +1,34 @@
+/* hearth load: loads models and waits until they are there. */
+#include "clients/verbs/verb.h"
+
+static const struct program program = {
+    "load",
+    "[OPTIONS] MODEL...",
+    "Loads models and waits until they are on the device.",
+    NULL,
+};
+
+int main(int argc, char **argv)
+{
+    struct verb v = { .program = &program };
+    bool pin = false;
+    const struct option table[] = {
+        { "pin", 0, OPTION_FLAG, &pin, NULL, "keep it until it is unloaded", NULL },
+        VERB_OPTIONS(v),
+    };
+    int n = options_parse(&program, table, argc, argv), code = 0;
+    if (n == 0) {
+        options_fail(&program, "which model? hearth models lists them");
+    }
+    verb_open(&v);
+    for (int i = 0; i < n; i++) {
+        struct hearth_error error;
+        if (hearth_load(v.h, argv[i], pin, &error) < 0) {
+            fprintf(stderr, "hearth load: %s\n", error.text);
+            code = error.exit_code;
+        } else if (v.json) {
+            printf("{\"model\":\"%s\",\"loaded\":true}\n", argv[i]);
+        }
+    }
+    return verb_close(&v, code);
+}

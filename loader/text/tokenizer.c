@@ -1,0 +1,286 @@
+#include "loader/text/tokenizer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "loader/text/algorithm.h"
+#include "loader/text/alphabet.h"
+#include "loader/text/partition.h"
+#include "loader/text/unicode.h"
+
+static const struct algorithm *const algorithms[VOCAB_N_MODELS] = {
+    [VOCAB_SPM] = &algorithm_spm,       [VOCAB_BPE] = &algorithm_bpe,
+    [VOCAB_GEMMA4] = &algorithm_bpe,    [VOCAB_WPM] = &algorithm_wpm,
+    [VOCAB_UGM] = &algorithm_ugm,       [VOCAB_RWKV] = &algorithm_rwkv,
+    [VOCAB_PLAMO2] = &algorithm_plamo2,
+};
+
+struct tokenizer {
+    struct vocab vocab;
+    const struct algorithm *algorithm;
+    void *state; /* the algorithm's tables */
+    struct partition partition;
+    struct texts pieces; /* bytes of each token as printed, by id */
+    size_t piece_max;
+};
+
+/* ---- pieces ---- */
+
+static int hex_digit(uint8_t c)
+{
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}
+
+/* The byte of "<0xHH>", or -1. */
+static int byte_of_text(const uint8_t *text, size_t len)
+{
+    if (len != 6 || memcmp(text, "<0x", 3) != 0 || text[5] != '>') {
+        return -1;
+    }
+    int high = hex_digit(text[3]), low = hex_digit(text[4]);
+    return high >= 0 && low >= 0 ? high << 4 | low : -1;
+}
+
+/* U+2581 stands for a space. Out is as long as text at most. */
+static size_t unescape_spaces(const uint8_t *text, size_t len, uint8_t *out)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < len;) {
+        if (len - i >= 3 && memcmp(text + i, "\xe2\x96\x81", 3) == 0) {
+            out[n++] = ' ';
+            i += 3;
+        } else {
+            out[n++] = text[i++];
+        }
+    }
+    return n;
+}
+
+/* Characters of the byte alphabet back to bytes; others stay as they are. */
+static size_t bytes_of_alphabet(const uint8_t *text, size_t len, uint8_t *out)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < len;) {
+        uint32_t code;
+        bool valid;
+        size_t used = unicode_decode(text + i, len - i, &code, &valid);
+        int byte = valid ? alphabet_byte(code) : -1;
+        if (byte >= 0) {
+            out[n++] = (uint8_t)byte;
+        } else {
+            memcpy(out + n, text + i, used);
+            n += used;
+        }
+        i += used;
+    }
+    return n;
+}
+
+static size_t piece_of(const struct vocab *v, uint32_t id, uint8_t *out)
+{
+    size_t len;
+    const uint8_t *text = vocab_text(v, id, &len);
+    int byte;
+    switch ((enum vocab_type)v->types[id]) {
+    case VOCAB_NORMAL:
+        if (v->model == VOCAB_BPE) {
+            return bytes_of_alphabet(text, len, out);
+        }
+        if (v->escape_spaces) {
+            return unescape_spaces(text, len, out);
+        }
+        break;
+    case VOCAB_BYTE:
+        byte = byte_of_text(text, len);
+        if (byte >= 0) {
+            out[0] = (uint8_t)byte;
+            return 1;
+        }
+        break;
+    case VOCAB_UNDEFINED:
+    case VOCAB_UNUSED:
+        return 0;
+    default:
+        break;
+    }
+    memcpy(out, text, len);
+    return len;
+}
+
+static int make_pieces(struct tokenizer *t, struct err *err)
+{
+    uint8_t piece[VOCAB_TEXT_MAX];
+    for (uint32_t id = 0; id < t->vocab.n_tokens; id++) {
+        size_t len = piece_of(&t->vocab, id, piece);
+        if (texts_append(&t->pieces, piece, len, err) < 0) {
+            return -1;
+        }
+        t->piece_max = len > t->piece_max ? len : t->piece_max;
+    }
+    return 0;
+}
+
+const uint8_t *tokenizer_piece(const struct tokenizer *t, int32_t id, bool special, size_t *len)
+{
+    *len = 0;
+    if (id < 0 || (uint32_t)id >= t->vocab.n_tokens) {
+        return (const uint8_t *)"";
+    }
+    uint8_t type = t->vocab.types[id];
+    if (!special && (type == VOCAB_CONTROL || type == VOCAB_UNKNOWN)) {
+        return (const uint8_t *)"";
+    }
+    return texts_get(&t->pieces, (uint32_t)id, len);
+}
+
+/* ---- life ---- */
+
+/* The token of a line's end, for penalties. */
+static int find_newline(struct tokenizer *t, struct err *err)
+{
+    int32_t id = -1;
+    if (t->vocab.model == VOCAB_SPM) {
+        id = vocab_find_byte(&t->vocab, '\n');
+    } else if (t->vocab.model != VOCAB_WPM) {
+        struct ids ids = { 0 };
+        if (tokenizer_encode(t, "\n", 1, 0, &ids, err) < 0) {
+            return -1;
+        }
+        id = ids.n ? ids.ids[0] : -1;
+        ids_clear(&ids);
+    }
+    t->vocab.special[VOCAB_NEWLINE] = id >= 0 ? id : t->vocab.special[VOCAB_PAD];
+    return 0;
+}
+
+struct tokenizer *tokenizer_create(const struct weights *w, const char *pre, struct err *err)
+{
+    struct tokenizer *t = calloc(1, sizeof *t);
+    if (!t) {
+        err_set(err, ERR_NO_MEMORY, "a tokenizer");
+        return NULL;
+    }
+    if (vocab_load(&t->vocab, w, pre, err) < 0) {
+        goto fail;
+    }
+    t->algorithm = algorithms[t->vocab.model];
+    if (t->algorithm->create && t->algorithm->create(&t->state, &t->vocab, w, err) < 0) {
+        goto fail;
+    }
+    if (partition_init(&t->partition, &t->vocab, err) < 0 || make_pieces(t, err) < 0 ||
+        find_newline(t, err) < 0) {
+        goto fail;
+    }
+    return t;
+fail:
+    tokenizer_destroy(&t);
+    return NULL;
+}
+
+void tokenizer_destroy(struct tokenizer **t)
+{
+    if (*t) {
+        if ((*t)->algorithm && (*t)->algorithm->destroy) {
+            (*t)->algorithm->destroy((*t)->state);
+        }
+        partition_clear(&(*t)->partition);
+        texts_clear(&(*t)->pieces);
+        vocab_clear(&(*t)->vocab);
+        free(*t);
+        *t = NULL;
+    }
+}
+
+/* ---- encoding ---- */
+
+static int encode_fragments(const struct tokenizer *t, const uint8_t *text, size_t len,
+                            const struct cuts *cuts, struct ids *out, struct err *err)
+{
+    size_t at = 0;
+    for (size_t i = 0; i <= cuts->n; i++) {
+        size_t end = i < cuts->n ? cuts->cuts[i].start : len;
+        struct fragment f = { .text = text + at, .len = end - at, .after_special = true };
+        if (f.len && t->algorithm->encode(t->state, &t->vocab, &f, out, err) < 0) {
+            return -1;
+        }
+        if (i < cuts->n) {
+            if (ids_push(out, cuts->cuts[i].id, err) < 0) {
+                return -1;
+            }
+            at = cuts->cuts[i].end;
+        }
+    }
+    return 0;
+}
+
+static int push_special(const struct tokenizer *t, enum vocab_special special, bool wanted,
+                        struct ids *out, struct err *err)
+{
+    int32_t id = t->vocab.special[special];
+    return wanted && id >= 0 ? ids_push(out, id, err) : 0;
+}
+
+int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, unsigned flags,
+                     struct ids *out, struct err *err)
+{
+    if (len > TOKENIZER_TEXT_MAX) {
+        return err_set(err, ERR_NO_FIT, "a text of %zu bytes; at most %u are possible", len,
+                       TOKENIZER_TEXT_MAX);
+    }
+    const struct vocab *v = &t->vocab;
+    const uint8_t *bytes = (const uint8_t *)text;
+    bool add = flags & TOKENIZER_ADD_SPECIAL, pairs = v->model == VOCAB_WPM;
+    size_t before = out->n;
+    struct cuts cuts = { 0 };
+    int result = -1;
+    if (push_special(t, VOCAB_BOS, add && (v->add_bos || pairs), out, err) == 0 &&
+        partition_run(&t->partition, v, bytes, len, flags & TOKENIZER_PARSE_SPECIAL, &cuts, err) ==
+            0 &&
+        encode_fragments(t, bytes, len, &cuts, out, err) == 0 &&
+        push_special(t, pairs ? VOCAB_SEP : VOCAB_EOS, add && (v->add_eos || pairs), out, err) ==
+            0) {
+        result = 0;
+    }
+    free(cuts.cuts);
+    if (result < 0) {
+        out->n = before;
+    }
+    return result;
+}
+
+/* ---- questions ---- */
+
+size_t tokenizer_piece_max(const struct tokenizer *t)
+{
+    return t->piece_max;
+}
+
+uint32_t tokenizer_n_vocab(const struct tokenizer *t)
+{
+    return t->vocab.n_tokens;
+}
+
+int32_t tokenizer_special(const struct tokenizer *t, enum vocab_special special)
+{
+    return t->vocab.special[special];
+}
+
+bool tokenizer_is_eog(const struct tokenizer *t, int32_t id)
+{
+    return id >= 0 && (uint32_t)id < t->vocab.n_tokens && t->vocab.flags[id] & VOCAB_EOG;
+}
+
+int tokenizer_eog_ids(const struct tokenizer *t, struct ids *out, struct err *err)
+{
+    for (uint32_t id = 0; id < t->vocab.n_tokens; id++) {
+        if (tokenizer_is_eog(t, (int32_t)id) && ids_push(out, (int32_t)id, err) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+const struct vocab *tokenizer_vocab(const struct tokenizer *t)
+{
+    return &t->vocab;
+}

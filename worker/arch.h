@@ -54,7 +54,7 @@ enum arch_moe {
 #define ARCH_INTERLEAVED_HEADS 0x4000  /* delta net: key head = h mod Hk */
 #define ARCH_LOCAL_ROPE        0x8000  /* window layers: rope.freq_base_swa, unscaled */
 #define ARCH_QK_NORM_PER_HEAD  0x10000 /* weights [d, H]: each head has its own */
-#define ARCH_ROPE_LOCAL_ONLY   0x20000 /* scaling only on full layers (olmo 3) */
+#define ARCH_ROPE_FULL_SCALED  0x20000 /* scaling only on full layers (olmo 3) */
 
 struct arch {
     const char *name; /* general.architecture */
@@ -63,7 +63,8 @@ struct arch {
     enum arch_rope rope;
     enum op_act_kind act;
     enum arch_window window;
-    uint32_t window_period;
+    uint32_t window_period,
+        window_default; /* default of attention.sliding_window; 0: the key decides */
     enum arch_moe moe;
     float attn_softcap, logit_softcap; /* defaults of the two keys; 0: the architecture has none */
     uint32_t big_layers; /* block_count with score scale 1/sqrt(dim / n_heads); 0: none */

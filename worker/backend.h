@@ -284,8 +284,9 @@ struct op_gather {
 
 /* One gated delta net over rows of one or many sequences (architectures.md 9.1): convolution, silu, norms,
  * recurrence, output norm and gate. u (n_rows, 2 Hk ds + Hv ds), z (n_rows, Hv ds), b and a (n_rows, Hv).
- * Rows of a sequence stand together, in order. state[i]: recurrent state of row i's sequence (host array of pointers into
- * the backend's memory): S (Hv, ds, ds) f32, then the last conv_taps - 1 rows of u, oldest first. */
+ * Rows of a sequence stand together, in order. Recurrent state of row i's sequence (host arrays of pointers into the
+ * backend's memory): the first row of a sequence (from[i] not NULL) reads from[i], all leave their result in
+ * state[i]: S (Hv, ds, ds) f32, then the last conv_taps - 1 rows of u, oldest first. */
 struct op_delta_net {
     uint32_t n_rows, n_k_heads, n_v_heads, state_dim, conv_taps;
     bool interleaved; /* value head h reads key head h mod Hk, else h / (Hv / Hk) */
@@ -295,6 +296,7 @@ struct op_delta_net {
     const float *dt_bias, *a_coef; /* [Hv] */
     const float *norm;             /* [ds] */
     float eps;
+    const float *const *from;
     float *const *state;
     float *y; /* (n_rows, Hv ds) */
     uint32_t y_stride;
@@ -338,6 +340,8 @@ struct backend_ops {
     int (*reserve)(struct backend *, const struct backend_limits *, struct err *);
     void *(*alloc)(struct backend *, size_t size_bytes, struct err *); /* zeroed, 64-byte aligned */
     void (*free)(struct backend *, void *);
+    int (*upload)(struct backend *, void *device, const void *host, size_t size_bytes,
+                  struct err *);
     /* Device memory to host; a CPU copies. */
     int (*download)(struct backend *, void *host, const void *device, size_t size_bytes,
                     struct err *);

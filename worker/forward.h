@@ -17,8 +17,9 @@
 #include "worker/kvcache.h"
 #include "worker/model.h"
 
-#define FORWARD_LOGITS 0x1 /* this row's logits are wanted */
-#define FORWARD_EMBED  0x2 /* this row's state after the output norm is wanted */
+#define FORWARD_LOGITS     0x1   /* this row's logits are wanted */
+#define FORWARD_TOKENS_MAX 16384 /* rows of one step: beyond it only memory grows, not speed */
+#define FORWARD_EMBED      0x2   /* this row's state after the output norm is wanted */
 
 /* All arrays are the caller's, [n_tokens]. Rows of one sequence stand together, in order of position, the first
  * at kvcache_pos(seq). Encoders (model.causal false) take a whole sequence in one step. */

@@ -8,8 +8,8 @@
  *   pages [n_pages]                  see backend.h
  *
  * What stands in the memory is only changed in an order that a reader after a sudden death can trust: a page is
- * in a table before it is written, `end_pos` grows (release) after the step that wrote the positions. What lies
- * beyond end_pos is garbage. Reference counts and the free list are private and rebuilt from the tables. */
+ * in a table before it is written, `committed` grows (release) after the step that wrote the positions. What lies
+ * beyond it is garbage. Reference counts and the free list are private and rebuilt from the tables. */
 #pragma once
 
 #include <stdatomic.h>
@@ -41,10 +41,10 @@ struct kvcache_header {
 
 struct kvcache_seq {
     struct kvcache_tag tag;
-    int64_t first_pos;          /* where it starts; 0 but for tests */
-    _Atomic int64_t end_pos;    /* positions first_pos .. end_pos - 1 are committed */
-    _Atomic uint32_t state_idx; /* which copy of the recurrent state belongs to end_pos */
-    uint32_t reserved;
+    int64_t first_pos; /* where it starts; 0 but for tests */
+    /* One word, so that a sudden death cannot part them: the position after the last committed one, times two,
+     * plus which copy of the recurrent state belongs to it. */
+    _Atomic uint64_t committed;
 };
 
 struct kvcache {

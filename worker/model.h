@@ -62,11 +62,12 @@ struct model_layer {
     struct model_linear q_a, q_b, kv_a, kv_b;
     struct matrix k_b, v_b;
     struct model_norm q_a_norm, kv_a_norm;
-    uint32_t nope_dim, mla_v_dim;
+    uint32_t nope_dim, latent_dim, mla_v_dim;
     /* gated delta net */
     struct model_linear gate, beta, alpha, ba, in, out;
     const float *conv, *dt_bias, *a_coef;
     struct model_norm ssm_norm;
+    uint32_t conv_channels;
     uint64_t state_off; /* of this layer inside a sequence's state */
     /* feed-forward */
     bool has_ffn, fused;
@@ -92,10 +93,10 @@ struct model {
     const struct weights *weights; /* borrowed */
     const struct arch *arch;
     uint32_t n_layers, dim, vocab_size, ctx_len, train_ctx_len;
-    uint32_t max_ffn_dim, max_qkv_dim;
     float norm_eps;
     float embed_scale, residual_scale, logit_scale, logit_softcap;
-    bool causal;
+    bool causal; /* false: an encoder */
+    struct model_wait wait;
     int pooling; /* pooling_type: 0 none, 1 mean, 2 cls, 3 last, 4 rank */
     /* experts */
     uint32_t n_experts, n_experts_used, n_expert_groups, n_expert_groups_used;

@@ -1,0 +1,209 @@
+/* The CPU backend: its table, its threads, its memory. "Import" points into the weights mapping: a CPU
+ * computes on the file's own bytes. */
+#include "worker/cpu/cpu.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/bytes.h"
+#include "worker/quant.h"
+
+#define THREADS_MAX 256
+
+static void cpu_close(struct backend *b)
+{
+    struct cpu_backend *c = cpu_of(b);
+    free(c->scratch);
+    free(c);
+}
+
+static void *cpu_alloc(struct backend *b, size_t size_bytes, struct err *err)
+{
+    (void)b;
+    size_t size = align_up(size_bytes ? size_bytes : 1, 64);
+    void *memory = aligned_alloc(64, size);
+    if (!memory) {
+        err_set(err, ERR_NO_MEMORY, "%zu bytes for the engine", size);
+        return NULL;
+    }
+    memset(memory, 0, size);
+    return memory;
+}
+
+static void cpu_free(struct backend *b, void *memory)
+{
+    (void)b;
+    free(memory);
+}
+
+static int cpu_upload(struct backend *b, void *device, const void *host, size_t size_bytes,
+                      struct err *err)
+{
+    (void)b;
+    (void)err;
+    memcpy(device, host, size_bytes);
+    return 0;
+}
+
+static int cpu_download(struct backend *b, void *host, const void *device, size_t size_bytes,
+                        struct err *err)
+{
+    (void)b;
+    (void)err;
+    memcpy(host, device, size_bytes);
+    return 0;
+}
+
+static int cpu_import(struct backend *b, const struct weights_tensor *t, struct matrix *m,
+                      struct err *err)
+{
+    (void)b;
+    uint64_t row_bytes;
+    if (t->ne[0] > UINT32_MAX || t->ne[1] > UINT32_MAX || t->ne[2] > UINT32_MAX || t->ne[3] != 1) {
+        return err_set(err, ERR_UNSUPPORTED, "tensor %s: shape beyond 32 bits", t->name);
+    }
+    if (dtype_size(t->dtype, t->ne[0], &row_bytes, err) < 0) {
+        return err_wrap(err, "tensor %s", t->name);
+    }
+    *m = (struct matrix){
+        .name = t->name,
+        .dtype = t->dtype,
+        .layout = t->layout,
+        .k = (uint32_t)t->ne[0],
+        .m = (uint32_t)t->ne[1],
+        .n_experts = (uint32_t)t->ne[2],
+        .row_bytes = row_bytes,
+        .expert_bytes = row_bytes * t->ne[1],
+        .data = t->data,
+    };
+    return 0;
+}
+
+static int check_matrix_exact(struct backend *b, const struct matrix *w, struct err *err)
+{
+    (void)b;
+    (void)w; /* every type that a file may have can be widened */
+    (void)err;
+    return 0;
+}
+
+static int check_kv_exact(struct backend *b, enum dtype k_type, enum dtype v_type, struct err *err)
+{
+    (void)b;
+    const enum dtype types[2] = { k_type, v_type };
+    for (int i = 0; i < 2; i++) {
+        if (types[i] != DTYPE_F32 && types[i] != DTYPE_F16 && types[i] != DTYPE_BF16) {
+            return err_set(err, ERR_UNSUPPORTED, "KV type %s with the exact setting",
+                           dtype_get(types[i])->name);
+        }
+    }
+    return 0;
+}
+
+static int cpu_reserve(struct backend *b, const struct backend_limits *limits, struct err *err)
+{
+    struct cpu_backend *c = cpu_of(b);
+    size_t want = cpu_exact_scratch(limits, c->n_threads);
+    uint8_t *scratch = cpu_alloc(b, want, err);
+    if (!scratch) {
+        return -1;
+    }
+    free(c->scratch);
+    c->scratch = scratch;
+    c->scratch_bytes = want;
+    c->limits = *limits;
+    return 0;
+}
+
+void cpu_parallel(struct cpu_backend *c, uint32_t n_items, uint32_t grain, cpu_piece *fn, void *arg)
+{
+    (void)c;
+    (void)grain;
+    if (n_items > 0) {
+        fn(arg, 0, n_items, 0);
+    }
+}
+
+/* What both tables share. */
+#define COMMON_OPS                                                                                 \
+    .embed = cpu_embed, .norm = cpu_norm, .rope_table = cpu_rope_table, .rope = cpu_rope,          \
+    .act = cpu_act, .moe_route = cpu_moe_route, .moe_sum = cpu_moe_sum, .add = cpu_add,            \
+    .gather = cpu_gather, .delta_net = cpu_delta_net, .import = cpu_import,                        \
+    .reserve = cpu_reserve, .alloc = cpu_alloc, .free = cpu_free, .upload = cpu_upload,            \
+    .download = cpu_download, .close = cpu_close
+
+static const struct backend_ops exact_ops = {
+    COMMON_OPS,
+    .matmul = cpu_matmul_exact,
+    .matmul_experts = cpu_matmul_experts_exact,
+    .kv_store = cpu_kv_store_exact,
+    .attention = cpu_attention_exact,
+    .check_matrix = check_matrix_exact,
+    .check_kv = check_kv_exact,
+};
+
+static uint32_t available_threads(void)
+{
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) < 0) {
+        return 1;
+    }
+    int n = CPU_COUNT(&set);
+    return n < 1 ? 1 : n > THREADS_MAX ? THREADS_MAX : (uint32_t)n;
+}
+
+/* The best set that this machine has and HEARTH_ISA allows. */
+static int choose_isa(enum cpu_isa *isa, struct err *err)
+{
+    *isa = CPU_ISA_PORTABLE;
+#if defined __x86_64__
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c")) {
+        *isa = CPU_ISA_AVX2;
+    }
+    if (*isa == CPU_ISA_AVX2 && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
+        *isa = CPU_ISA_AVX512;
+    }
+#endif
+    static const char *const names[] = { "portable", "avx2", "avx512" };
+    const char *wanted = getenv("HEARTH_ISA");
+    if (!wanted || !*wanted) {
+        return 0;
+    }
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(wanted, names[i]) == 0) {
+            if ((enum cpu_isa)i > *isa) {
+                return err_set(err, ERR_UNSUPPORTED, "HEARTH_ISA=%s: this machine has %s", wanted,
+                               names[*isa]);
+            }
+            *isa = (enum cpu_isa)i;
+            return 0;
+        }
+    }
+    return err_set(err, ERR_BAD_INPUT, "HEARTH_ISA=%s: portable, avx2 or avx512", wanted);
+}
+
+struct backend *cpu_open(const struct backend_options *options, struct err *err)
+{
+    struct cpu_backend *c = calloc(1, sizeof *c);
+    if (!c) {
+        err_set(err, ERR_NO_MEMORY, "cpu backend");
+        return NULL;
+    }
+    c->base = (struct backend){ .ops = &exact_ops, .name = "cpu", .exact = options->exact };
+    c->n_threads = options->n_threads ? options->n_threads : available_threads();
+    if (c->n_threads > THREADS_MAX) {
+        err_set(err, ERR_BAD_INPUT, "%u threads: at most %d", c->n_threads, THREADS_MAX);
+        goto fail;
+    }
+    if (choose_isa(&c->isa, err) < 0) {
+        goto fail;
+    }
+    return &c->base;
+fail:
+    cpu_close(&c->base);
+    return NULL;
+}

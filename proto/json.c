@@ -230,3 +230,8 @@ void json_pop(struct json *array)
         json_object_array_del_idx(in(array), n - 1, 1);
     }
 }
+
+void json_unset(struct json *object, const char *key)
+{
+    json_object_object_del(in(object), key);
+}

@@ -62,6 +62,8 @@ struct json *json_new_str(const char *text,
                           size_t len); /* invalid UTF-8 must be replaced by the caller */
 void json_set(struct json *object, const char *key, struct json *take_value);
 void json_push(struct json *array, struct json *take_value);
+/* Removes a member, if it is there. */
+void json_unset(struct json *object, const char *key);
 /* Removes the last element, if any. */
 void json_pop(struct json *array);
 

@@ -220,8 +220,37 @@ static int push_special(const struct tokenizer *t, enum vocab_special special, b
     return wanted && id >= 0 ? ids_push(out, id, err) : 0;
 }
 
-int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, unsigned flags,
-                     struct ids *out, struct err *err)
+/* The special tokens of each span on its own, as its flags allow: none is put together across a border. */
+static int cut_spans(const struct tokenizer *t, const uint8_t *text,
+                     const struct tokenizer_span *spans, size_t n_spans, struct cuts *cuts,
+                     struct err *err)
+{
+    for (size_t i = 0; i < n_spans; i++) {
+        size_t first = cuts->n;
+        struct cuts own = { 0 };
+        int result = partition_run(&t->partition, &t->vocab, text + spans[i].off, spans[i].len,
+                                   spans[i].parse_special, &own, err);
+        if (result == 0) {
+            result = GROW(&cuts->cuts, &cuts->cap, cuts->n + own.n, err);
+        }
+        for (size_t k = 0; result == 0 && k < own.n; k++) {
+            struct cut cut = own.cuts[k];
+            cut.start += spans[i].off;
+            cut.end += spans[i].off;
+            cuts->cuts[first + k] = cut;
+            cuts->n++;
+        }
+        free(own.cuts);
+        if (result < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+int tokenizer_encode_spans(const struct tokenizer *t, const char *text, size_t len,
+                           const struct tokenizer_span *spans, size_t n_spans, bool add_special,
+                           struct ids *out, struct err *err)
 {
     if (len > TOKENIZER_TEXT_MAX) {
         return err_set(err, ERR_NO_FIT, "a text of %zu bytes; at most %u are possible", len,
@@ -229,16 +258,15 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, un
     }
     const struct vocab *v = &t->vocab;
     const uint8_t *bytes = (const uint8_t *)text;
-    bool add = flags & TOKENIZER_ADD_SPECIAL, pairs = v->model == VOCAB_WPM;
+    bool pairs = v->model == VOCAB_WPM;
     size_t before = out->n;
     struct cuts cuts = { 0 };
     int result = -1;
-    if (push_special(t, VOCAB_BOS, add && (v->add_bos || pairs), out, err) == 0 &&
-        partition_run(&t->partition, v, bytes, len, flags & TOKENIZER_PARSE_SPECIAL, &cuts, err) ==
-            0 &&
+    if (push_special(t, VOCAB_BOS, add_special && (v->add_bos || pairs), out, err) == 0 &&
+        cut_spans(t, bytes, spans, n_spans, &cuts, err) == 0 &&
         encode_fragments(t, bytes, len, &cuts, out, err) == 0 &&
-        push_special(t, pairs ? VOCAB_SEP : VOCAB_EOS, add && (v->add_eos || pairs), out, err) ==
-            0) {
+        push_special(t, pairs ? VOCAB_SEP : VOCAB_EOS, add_special && (v->add_eos || pairs), out,
+                     err) == 0) {
         result = 0;
     }
     free(cuts.cuts);
@@ -246,6 +274,13 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, un
         out->n = before;
     }
     return result;
+}
+
+int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, unsigned flags,
+                     struct ids *out, struct err *err)
+{
+    struct tokenizer_span whole = { .len = len, .parse_special = flags & TOKENIZER_PARSE_SPECIAL };
+    return tokenizer_encode_spans(t, text, len, &whole, 1, flags & TOKENIZER_ADD_SPECIAL, out, err);
 }
 
 /* ---- questions ---- */

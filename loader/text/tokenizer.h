@@ -34,6 +34,18 @@ void tokenizer_destroy(struct tokenizer **t);
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, unsigned flags,
                      struct ids *out, struct err *err);
 
+/* A stretch of text whose special tokens count or do not. */
+struct tokenizer_span {
+    size_t off, len;
+    bool parse_special; /* the template's own words: control tokens become their ids */
+};
+
+/* The same for a text of several voices: spans are in order, without overlap, and cover it. Special tokens are found inside spans
+ * that allow them; everything between two of them is encoded as one piece, whoever wrote it. */
+int tokenizer_encode_spans(const struct tokenizer *t, const char *text, size_t len,
+                           const struct tokenizer_span *spans, size_t n_spans, bool add_special,
+                           struct ids *out, struct err *err);
+
 /* The bytes of a token, borrowed for the tokenizer's life: any bytes, possibly part of a character, possibly none.
  * Control and unknown tokens have bytes only with special. An id that is none has no bytes. */
 const uint8_t *tokenizer_piece(const struct tokenizer *t, int32_t id, bool special, size_t *len);

@@ -1,0 +1,53 @@
+/* What a text service is asked for, without the line it comes by: tokenize, detokenize, render, prompt. Used by serve.c and,
+ * through it, by every client; the direct programs call the tokenizer and template libraries themselves.
+ * One thread per object. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "loader/text/template/template.h"
+#include "loader/text/tokenizer.h"
+
+struct work {
+    struct tokenizer *tokenizer;
+    struct template *template; /* NULL: the model has none, or a broken one (see template_err) */
+    struct err template_err;   /* why there is none, said to who asks for it */
+    bool has_template;         /* the manifest names one */
+    char *bos, *eos;           /* texts of the tokens, for templates; owned */
+};
+
+/* An answer that grows; zero it, free(data). */
+struct work_answer {
+    uint8_t *data;
+    size_t len;
+};
+
+/* Reads vocabulary and template from a manifest. A broken template is no error: plain text still works.
+ * Errors: those of tokenizer_create. */
+int work_open(struct work *w, const struct weights *manifest, struct err *err);
+void work_close(struct work *w);
+
+/* text -> int32 ids. */
+int work_tokenize(const struct work *w, const void *text, size_t len, bool add_special,
+                  bool parse_special, struct work_answer *out, struct err *err);
+
+/* int32 ids -> bytes. ERR_BAD_INPUT for ids that are none, or a length that is no multiple of 4. */
+int work_detokenize(const struct work *w, const void *ids, size_t len, bool remove_special,
+                    bool unparse_special, struct work_answer *out, struct err *err);
+
+/* int32 ids -> {uint32 length, bytes} each. */
+int work_pieces(const struct work *w, const void *ids, size_t len, struct work_answer *out,
+                struct err *err);
+
+/* The template's context as JSON -> rendered text. bos_token and eos_token are the model's. now: epoch UTC. */
+int work_render(const struct work *w, const void *json, size_t len, int64_t now,
+                struct work_answer *out, struct err *err);
+
+enum work_prompt { WORK_TEXT, WORK_MESSAGES, WORK_TOKENS };
+
+/* A request's prompt -> int32 ids. User text never becomes special tokens: only what the template itself wrote does.
+ * TOKENS are checked against the vocabulary's size. */
+int work_prompt(const struct work *w, enum work_prompt kind, const void *input, size_t len,
+                int64_t now, struct work_answer *out, struct err *err);

@@ -7,13 +7,14 @@
 #include <string.h>
 
 #include "proto/bytes.h"
-#include "worker/quant.h"
+#include "worker/cpu/team.h"
 
-#define THREADS_MAX 256
+#define THREADS_MAX TEAM_THREADS_MAX
 
 static void cpu_close(struct backend *b)
 {
     struct cpu_backend *c = cpu_of(b);
+    team_destroy(&c->team);
     free(c->scratch);
     free(c);
 }
@@ -105,6 +106,8 @@ static int cpu_reserve(struct backend *b, const struct backend_limits *limits, s
 {
     struct cpu_backend *c = cpu_of(b);
     size_t want = cpu_exact_scratch(limits, c->n_threads);
+    size_t product = cpu_matmul_scratch(limits, c->n_threads);
+    want = product > want ? product : want;
     uint8_t *scratch = cpu_alloc(b, want, err);
     if (!scratch) {
         return -1;
@@ -116,13 +119,27 @@ static int cpu_reserve(struct backend *b, const struct backend_limits *limits, s
     return 0;
 }
 
+struct parallel_job {
+    cpu_piece *fn;
+    void *arg;
+};
+
+static void run_piece(void *arg, size_t begin, size_t end, unsigned member)
+{
+    const struct parallel_job *job = arg;
+    job->fn(job->arg, (uint32_t)begin, (uint32_t)end, member);
+}
+
 void cpu_parallel(struct cpu_backend *c, uint32_t n_items, uint32_t grain, cpu_piece *fn, void *arg)
 {
-    (void)c;
-    (void)grain;
-    if (n_items > 0) {
-        fn(arg, 0, n_items, 0);
+    struct parallel_job job = { .fn = fn, .arg = arg };
+    if (n_items <= grain) { /* waking threads costs more */
+        if (n_items > 0) {
+            fn(arg, 0, n_items, 0);
+        }
+        return;
     }
+    team_run(c->team, run_piece, &job, n_items, grain);
 }
 
 /* What both tables share. */
@@ -140,6 +157,16 @@ static const struct backend_ops exact_ops = {
     .kv_store = cpu_kv_store_exact,
     .attention = cpu_attention_exact,
     .check_matrix = check_matrix_exact,
+    .check_kv = check_kv_exact,
+};
+
+static const struct backend_ops default_ops = {
+    COMMON_OPS,
+    .matmul = cpu_matmul,
+    .matmul_experts = cpu_matmul_experts,
+    .kv_store = cpu_kv_store_exact,
+    .attention = cpu_attention_exact,
+    .check_matrix = cpu_matmul_check,
     .check_kv = check_kv_exact,
 };
 
@@ -193,13 +220,19 @@ struct backend *cpu_open(const struct backend_options *options, struct err *err)
         err_set(err, ERR_NO_MEMORY, "cpu backend");
         return NULL;
     }
-    c->base = (struct backend){ .ops = &exact_ops, .name = "cpu", .exact = options->exact };
+    c->base = (struct backend){ .ops = options->exact ? &exact_ops : &default_ops,
+                                .name = "cpu",
+                                .exact = options->exact };
     c->n_threads = options->n_threads ? options->n_threads : available_threads();
     if (c->n_threads > THREADS_MAX) {
         err_set(err, ERR_BAD_INPUT, "%u threads: at most %d", c->n_threads, THREADS_MAX);
         goto fail;
     }
     if (choose_isa(&c->isa, err) < 0) {
+        goto fail;
+    }
+    c->team = team_create(c->n_threads, err);
+    if (!c->team) {
         goto fail;
     }
     return &c->base;

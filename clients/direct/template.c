@@ -1,0 +1,227 @@
+/* hearth template: render a chat template with a context, or many from JSON lines. The engine alone: no
+ * service, no model loaded. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "clients/options.h"
+#include "loader/text/template/template.h"
+#include "proto/json.h"
+
+#define FILE_MAX (64u << 20) /* bytes of a template or an input */
+
+static struct {
+    const char *file, *input;
+    int64_t now;
+    bool jsonl, spans, now_given;
+} options;
+
+static const struct program program = {
+    .verb = "template",
+    .synopsis = "--file T.jinja --input INPUT.json [--now EPOCH]",
+    .purpose = "Render a chat template.",
+    .text = "Prints the prompt that the template makes of the input, a JSON object with every "
+            "variable. A template's own "
+            "raise_exception exits 1 with its message.\n\n"
+            "With --jsonl each line of stdin is {\"template_text\" or \"template_file\":..., "
+            "\"input\":{...}}, and each line "
+            "of stdout {\"text\":...} or {\"error\":{\"kind\":..., \"message\":...}}. --spans adds "
+            "which bytes of the text "
+            "the template wrote itself.",
+};
+
+static const struct option table[] = {
+    { "file", 0, OPTION_STRING, &options.file, "FILE", "the template", NULL },
+    { "input", 0, OPTION_STRING, &options.input, "FILE", "its context, JSON; - is stdin", NULL },
+    { "now", 0, OPTION_INT, &options.now, "EPOCH", "the time strftime_now shows, seconds UTC",
+      &options.now_given },
+    { "jsonl", 0, OPTION_FLAG, &options.jsonl, NULL, "many templates and inputs from stdin", NULL },
+    { "spans", 0, OPTION_FLAG, &options.spans, NULL, "say which bytes are the template's own",
+      NULL },
+    { 0 },
+};
+
+/* The whole of a file; NULL with err. */
+static char *read_file(const char *path, size_t *len, struct err *err)
+{
+    FILE *f = strcmp(path, "-") == 0 ? stdin : fopen(path, "rb");
+    char *text = NULL;
+    size_t cap = 0;
+    *len = 0;
+    if (!f) {
+        err_set_errno(err, ERR_IO, "open %s", path);
+        return NULL;
+    }
+    do {
+        if (*len == cap) {
+            cap = cap ? cap * 2 : 1u << 16;
+            char *grown = cap > FILE_MAX ? NULL : realloc(text, cap);
+            if (!grown) {
+                err_set(err, ERR_NO_FIT, "%s is larger than %u MiB", path, FILE_MAX >> 20);
+                goto fail;
+            }
+            text = grown;
+        }
+        *len += fread(text + *len, 1, cap - *len, f);
+    } while (!feof(f) && !ferror(f));
+    if (ferror(f)) {
+        err_set_errno(err, ERR_IO, "read %s", path);
+        goto fail;
+    }
+    if (f != stdin) {
+        fclose(f);
+    }
+    return text;
+fail:
+    free(text);
+    if (f != stdin) {
+        fclose(f);
+    }
+    return NULL;
+}
+
+static struct json *spans_json(const struct template_output *out)
+{
+    struct json *spans = json_new_array();
+    for (size_t i = 0; i < out->n_spans; i++) {
+        struct json *span = json_new_object();
+        json_set(span, "off", json_new_int((int64_t)out->spans[i].off));
+        json_set(span, "len", json_new_int((int64_t)out->spans[i].len));
+        json_set(span, "trusted", json_new_bool(out->spans[i].trusted));
+        json_push(spans, span);
+    }
+    return spans;
+}
+
+static struct json *error_json(const char *kind, const char *message)
+{
+    struct json *answer = json_new_object(), *error = json_new_object();
+    json_set(error, "kind", json_new_str(kind, strlen(kind)));
+    json_set(error, "message", json_new_str(message, strlen(message)));
+    json_set(answer, "error", error);
+    return answer;
+}
+
+static struct json *render_text(const char *text, size_t len, const struct json *input)
+{
+    struct err err;
+    struct template *t = template_compile(text, len, &err);
+    if (!t) {
+        return error_json("compile", err.text);
+    }
+    struct template_output out;
+    struct json *answer;
+    if (template_render(t, input, options.now, &out, &err) < 0) {
+        const char *kind = out.failure ? template_failure_name(out.failure) : "input";
+        bool raised = out.failure == TEMPLATE_RAISED && out.message;
+        answer = error_json(kind, raised ? out.message : err.text);
+    } else {
+        answer = json_new_object();
+        json_set(answer, "text", json_new_str(out.text, out.len));
+        if (options.spans) {
+            json_set(answer, "spans", spans_json(&out));
+        }
+    }
+    template_output_clear(&out);
+    template_destroy(&t);
+    return answer;
+}
+
+/* One line of input to one line of output. */
+static struct json *answer_line(const char *line, size_t len)
+{
+    struct err err;
+    struct json *request = json_parse(line, len, &err);
+    if (!request) {
+        return error_json("input", err.text);
+    }
+    const struct json *text = json_find(request, "template_text");
+    const struct json *file = json_find(request, "template_file");
+    const struct json *input = json_find(request, "input");
+    struct json *answer;
+    size_t n;
+    if (json_kind(text) == JSON_STRING) {
+        const char *p = json_as_str(text, &n);
+        answer = render_text(p, n, input);
+    } else if (json_kind(file) == JSON_STRING) {
+        char *p = read_file(json_as_str(file, NULL), &n, &err);
+        answer = p ? render_text(p, n, input) : error_json("input", err.text);
+        free(p);
+    } else {
+        answer = error_json("input", "neither template_text nor template_file");
+    }
+    json_destroy(&request);
+    return answer;
+}
+
+static int run_lines(void)
+{
+    char *line = NULL;
+    size_t cap = 0;
+    ssize_t len;
+    while ((len = getline(&line, &cap, stdin)) >= 0) {
+        struct json *answer = answer_line(line, (size_t)len);
+        size_t n;
+        const char *text = json_text(answer, &n);
+        fwrite(text, 1, n, stdout);
+        putchar('\n');
+        json_destroy(&answer);
+    }
+    free(line);
+    return ferror(stdout) || fflush(stdout) ? 1 : 0;
+}
+
+static int run_one(struct err *err)
+{
+    size_t text_len, input_len;
+    char *text = NULL, *input_text = NULL;
+    struct json *input = NULL;
+    struct template *t = NULL;
+    struct template_output out = { .text = NULL };
+    int rc = -1;
+    if (!(text = read_file(options.file, &text_len, err)) ||
+        !(input_text = read_file(options.input, &input_len, err)) ||
+        !(input = json_parse(input_text, input_len, err)) ||
+        !(t = template_compile(text, text_len, err)) ||
+        template_render(t, input, options.now, &out, err) < 0) {
+        goto done;
+    }
+    if (options.spans) {
+        struct json *spans = spans_json(&out);
+        fprintf(stderr, "%s\n", json_text(spans, NULL));
+        json_destroy(&spans);
+    }
+    fwrite(out.text, 1, out.len, stdout);
+    rc = fflush(stdout) ? err_set_errno(err, ERR_IO, "write the prompt") : 0;
+done:
+    if (rc < 0 && out.failure == TEMPLATE_RAISED && out.message) {
+        fprintf(stderr, "hearth template: %s\n", out.message);
+    } else if (rc < 0) {
+        fprintf(stderr, "hearth template: %s\n", err->text);
+    }
+    template_output_clear(&out);
+    template_destroy(&t);
+    json_destroy(&input);
+    free(input_text);
+    free(text);
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
+    if (options_parse(&program, table, argc, argv) > 0) {
+        options_fail(&program, "one argument too many: %s", argv[0]);
+    }
+    if (!options.now_given) {
+        options.now = (int64_t)time(NULL);
+    }
+    if (options.jsonl) {
+        return run_lines();
+    }
+    if (!options.file || !options.input) {
+        options_fail(&program, "--file T.jinja and --input INPUT.json are needed, or --jsonl");
+    }
+    struct err err;
+    return run_one(&err) < 0 ? err_exit_code(err.code) : 0;
+}

@@ -1,0 +1,63 @@
+"""eval -m: the service gives the bytes of --direct, in company too, and begins again after deaths."""
+import os
+import struct
+import time
+
+from house import FIXTURES, House, main, wait_for
+
+MODEL = os.path.join(FIXTURES, "hearth-tiny.gguf")
+IDS = [(7 * i + 11) % 900 + 5 for i in range(120)]
+
+
+def write_ids(house, ids=IDS):
+    path = os.path.join(house.base, "ids.i32")
+    with open(path, "wb") as f:
+        f.write(struct.pack("<%di" % len(ids), *ids))
+    return path
+
+
+def evaluate(house, name, *options):
+    out = os.path.join(house.base, name)
+    house.hearth("eval", *options, "--tokens", write_ids(house), "--logits", out)
+    with open(out, "rb") as f:
+        return f.read()
+
+
+def the_service_gives_the_bytes_of_direct():
+    with House() as house:
+        direct = evaluate(house, "direct", "--direct", MODEL)
+        assert len(direct) % (4 * len(IDS)) == 0 and len(direct) > 4 * len(IDS)
+        assert evaluate(house, "served", "-m", "hearth-tiny") == direct
+        assert evaluate(house, "served", "-m", "hearth-tiny", "--lens", "50,70") == \
+            evaluate(house, "direct", "--direct", MODEL, "--lens", "50,70")
+
+
+def in_company_the_same():
+    with House() as house:
+        direct = evaluate(house, "direct", "--direct", MODEL)
+        company = [house.popen("complete", "--temp", 0, "-n", 300, "--ignore-eos", "Once upon a time")
+                   for _ in range(3)]
+        assert evaluate(house, "served", "-m", "hearth-tiny") == direct
+        texts = set()
+        for process in company:
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 0, err
+            texts.add(out)
+        assert len(texts) == 1
+
+
+def deaths_begin_it_again():
+    with House() as house:
+        direct = evaluate(house, "direct", "--direct", MODEL)
+        for role in ("worker", "broker", "worker"):
+            out = os.path.join(house.base, "served")
+            process = house.popen("eval", "-m", "hearth-tiny", "--tokens", write_ids(house), "--logits", out)
+            house.kill(role)
+            _, err = process.communicate(timeout=90)
+            assert process.returncode == 0, (role, err, house.log()[-3000:])
+            with open(out, "rb") as f:
+                assert f.read() == direct, role
+            wait_for("readiness", lambda: house.status()["ready"])
+
+
+main(the_service_gives_the_bytes_of_direct, in_company_the_same, deaths_begin_it_again)

@@ -1,0 +1,98 @@
+"""Models: several side by side, loaded, unloaded, named in every way, missing, broken, replaced."""
+import os
+import shutil
+import tempfile
+
+from house import FIXTURES, House, lines, main, one_line, wait_for
+
+TINY = os.path.join(FIXTURES, "hearth-tiny.gguf")
+
+
+def directory(**copies):
+    path = tempfile.mkdtemp(prefix="hearth-models-")
+    for name in copies:
+        shutil.copy(TINY, os.path.join(path, name + ".gguf"))
+    return path
+
+
+def states(house):
+    return {m["name"]: m["state"] for m in lines(house.hearth("models", "--json").stdout)}
+
+
+def loaded_and_unloaded():
+    models = directory(one=1, two=1)
+    with House(models=models) as house:
+        assert set(states(house)) == {"one", "two"}
+        house.hearth("load", "one", "two")
+        assert states(house) == {"one": "resident", "two": "resident"}
+        house.hearth("unload", "one")
+        assert states(house)["one"] == "cold"
+        assert house.ids("-m", "one", "--temp", 0, "-n", 4, "Hello") == house.ids("-m", "two", "--temp", 0, "-n", 4, "Hello")
+        assert states(house)["one"] == "resident"
+    shutil.rmtree(models)
+
+
+def the_default_is_the_only_resident_one():
+    models = directory(one=1, two=1)
+    with House(models=models) as house:
+        unclear = house.hearth("complete", "-n", 2, "Hello", check=False)
+        assert unclear.returncode == 4, unclear
+        text = one_line(unclear.stderr)
+        assert "one" in text and "two" in text, text
+        house.hearth("load", "two")
+        house.hearth("complete", "-n", 2, "Hello")
+    shutil.rmtree(models)
+
+
+def a_path_is_a_name():
+    models = directory(one=1)
+    with House(models=FIXTURES) as house:
+        assert house.ids("-m", os.path.join(models, "one.gguf"), "--temp", 0, "-n", 4, "Hello")
+    shutil.rmtree(models)
+
+
+def a_missing_name_is_exit_4_with_near_ones():
+    with House() as house:
+        wrong = house.hearth("ask", "-m", "hearth-tinny", "Hello", check=False)
+        assert wrong.returncode == 4 and "hearth-tiny" in one_line(wrong.stderr), wrong
+        assert house.hearth("load", "nothing-like-it", check=False).returncode == 4
+
+
+def a_broken_file_is_exit_7_and_harms_nobody():
+    models = directory(good=1)
+    with open(TINY, "rb") as f:
+        data = f.read()
+    with open(os.path.join(models, "cut.gguf"), "wb") as f:
+        f.write(data[:len(data) // 2])
+    with open(os.path.join(models, "noise.gguf"), "wb") as f:
+        f.write(b"GGUF" + bytes(range(256)) * 40)
+    with House(models=models) as house:
+        for name in ("cut", "noise"):
+            done = house.hearth("ask", "-m", name, "Hello", check=False)
+            assert done.returncode == 7, (name, done)
+            one_line(done.stderr)
+        assert house.ids("-m", "good", "--temp", 0, "-n", 4, "Hello")
+    shutil.rmtree(models)
+
+
+def many_models_under_a_small_budget():
+    models = directory(a=1, b=1, c=1, d=1)
+    with House("--ram-budget", "120M", models=models) as house:
+        answers = {tuple(house.ids("-m", name, "--temp", 0, "-n", 6, "Hello")) for name in "abcdabcd"}
+        assert len(answers) == 1
+    shutil.rmtree(models)
+
+
+def unload_pauses_a_running_answer():
+    with House() as house:
+        wanted = house.hearth("complete", "--temp", 0, "-n", 400, "--ignore-eos", "Once").stdout
+        process = house.popen("complete", "--temp", 0, "-n", 400, "--ignore-eos", "Once")
+        first = process.stdout.read(1)
+        house.hearth("unload", "hearth-tiny")
+        rest, err = process.communicate(timeout=60)
+        assert process.returncode == 0 and first + rest == wanted, err
+
+
+main(loaded_and_unloaded, the_default_is_the_only_resident_one, a_path_is_a_name,
+     a_missing_name_is_exit_4_with_near_ones, a_broken_file_is_exit_7_and_harms_nobody,
+     many_models_under_a_small_budget, unload_pauses_a_running_answer)

@@ -8,8 +8,8 @@
 
 /* ---- all at once ---- */
 
-/* The three passes of tidying. Each looks at its own input alone, so in-place writing (which never overtakes
- * reading) is safe as long as a pass looks forward only; the second remembers what lay behind. */
+/* The three passes of tidying. Each looks at its input and forward only, so it may write in place: writing never
+ * overtakes reading. */
 
 /* A space directly before one of ? ! . , goes. */
 static size_t tidy_punctuation(uint8_t *text, size_t len)
@@ -24,20 +24,17 @@ static size_t tidy_punctuation(uint8_t *text, size_t len)
     return n;
 }
 
-/* Both spaces around a lone apostrophe go. */
+/* Both spaces around a lone apostrophe go; a space serves one apostrophe only. */
 static size_t tidy_apostrophes(uint8_t *text, size_t len)
 {
     size_t n = 0;
-    uint8_t last = 0, last_but_one = 0; /* input bytes behind i */
     for (size_t i = 0; i < len; i++) {
-        uint8_t byte = text[i];
-        bool opens = byte == ' ' && i + 2 < len && text[i + 1] == '\'' && text[i + 2] == ' ';
-        bool closes = byte == ' ' && last == '\'' && last_but_one == ' ';
-        if (!opens && !closes) {
-            text[n++] = byte;
+        if (len - i > 2 && memcmp(text + i, " ' ", 3) == 0) {
+            text[n++] = '\'';
+            i += 2;
+        } else {
+            text[n++] = text[i];
         }
-        last_but_one = last;
-        last = byte;
     }
     return n;
 }

@@ -11,6 +11,7 @@
  * when memory is refused: data then stands as it was. Errors: ERR_NO_MEMORY. */
 static inline void *grow_array(void *data, size_t *cap, size_t need, size_t size, struct err *err)
 {
+    need = need ? need : 1; /* so that NULL always means refused */
     if (need <= *cap) {
         return data;
     }
@@ -31,7 +32,7 @@ static inline void *grow_array(void *data, size_t *cap, size_t need, size_t size
     return moved;
 }
 
-/* A typed front, 0 or -1: GROW(&x->items, &x->cap, need, err). need is at least 1. */
+/* A typed front, 0 or -1: GROW(&x->items, &x->cap, need, err). */
 #define GROW(items, cap, need, err)                                                                \
     __extension__({                                                                                \
         void *grown_ = grow_array(*(items), (cap), (need), sizeof **(items), (err));               \

@@ -69,12 +69,12 @@ static size_t space_end(struct splitter *s, size_t p)
     return end;
 }
 
-/* End of the numbers that p stands in. */
-static size_t number_end(struct splitter *s, size_t p)
+/* End of the numbers that p stands in. set is the same throughout a pass. */
+static size_t number_end(struct splitter *s, size_t p, uint32_t set)
 {
     if (p < s->number_start || p >= s->number_end) {
         s->number_start = p;
-        s->number_end = run_end(s, p, UNICODE_NUMBER);
+        s->number_end = run_end(s, p, set);
     }
     return s->number_end;
 }
@@ -156,19 +156,34 @@ static size_t numbers(struct splitter *s, size_t p)
     return run_end(s, p, UNICODE_NUMBER) - p;
 }
 
-/* A run of \p{N} in groups of three counted from its end. */
-static size_t numbers_from_right(struct splitter *s, size_t p)
+/* The first of a run's groups of three, which are counted from its end. */
+static size_t group_of(size_t n)
 {
-    size_t n = number_end(s, p) - p;
     return n == 0 ? 0 : n % 3 ? n % 3 : 3;
 }
 
-/* \d{1,3}(?=(?:\d{3})*\b) : as above, but only where no letter, mark or connector follows the run */
-static size_t numbers_from_right_alone(struct splitter *s, size_t p)
+/* A run of \p{N} in groups of three from the right. */
+static size_t numbers_from_right(struct splitter *s, size_t p)
 {
-    size_t end = number_end(s, p);
-    bool word = is(s, end, UNICODE_LETTER | UNICODE_MARK | UNICODE_BIT(UNICODE_PC));
-    return word ? 0 : numbers_from_right(s, p);
+    return group_of(number_end(s, p, UNICODE_NUMBER) - p);
+}
+
+/* The same as the reference has it: a run's first group stays with what stands before it. */
+static size_t numbers_from_right_ref(struct splitter *s, size_t p)
+{
+    size_t at = run_end(s, p, ~UNICODE_NUMBER);
+    return at + numbers_from_right(s, at) - p;
+}
+
+#define DIGIT UNICODE_BIT(UNICODE_ND)
+#define REGEX_WORD                                                                                 \
+    (UNICODE_LETTER | UNICODE_MARK | DIGIT | UNICODE_BIT(UNICODE_NL) | UNICODE_BIT(UNICODE_PC))
+
+/* \d{1,3}(?=(?:\d{3})*\b) : groups of three from the right where no \w follows the run */
+static size_t digits_from_right_alone(struct splitter *s, size_t p)
+{
+    size_t end = number_end(s, p, DIGIT);
+    return is(s, end, REGEX_WORD) ? 0 : group_of(end - p);
 }
 
 /* [0-9][0-9][0-9] */
@@ -317,14 +332,21 @@ static size_t prefixed_phrase(struct splitter *s, size_t p)
 
 /* ---- words cut at a change of case ---- */
 
-/* Script=Han of Unicode, as the models' engines know it. */
+/* Script_Extensions=Han: ideographs and the marks used among them, as the vectors of the model's own
+ * words have it. An engine that reads \p{Han} as the script alone cuts before some marks; a vocabulary
+ * trained with that has no token across such a cut, so its ids come out the same. */
 static const struct range han[] = {
-    { 0x2e80, 0x2e99 },   { 0x2e9b, 0x2ef3 },   { 0x2f00, 0x2fd5 },   { 0x3005, 0x3005 },
-    { 0x3007, 0x3007 },   { 0x3021, 0x3029 },   { 0x3038, 0x303b },   { 0x3400, 0x4dbf },
-    { 0x4e00, 0x9fff },   { 0xf900, 0xfa6d },   { 0xfa70, 0xfad9 },   { 0x16fe2, 0x16fe3 },
-    { 0x16ff0, 0x16ff1 }, { 0x20000, 0x2a6df }, { 0x2a700, 0x2b739 }, { 0x2b740, 0x2b81d },
-    { 0x2b820, 0x2cea1 }, { 0x2ceb0, 0x2ebe0 }, { 0x2ebf0, 0x2ee5d }, { 0x2f800, 0x2fa1d },
-    { 0x30000, 0x3134a }, { 0x31350, 0x323af },
+    { 0x00b7, 0x00b7 },   { 0x2e80, 0x2e99 },   { 0x2e9b, 0x2ef3 },   { 0x2f00, 0x2fd5 },
+    { 0x2ff0, 0x2fff },   { 0x3001, 0x3003 },   { 0x3005, 0x3011 },   { 0x3013, 0x301f },
+    { 0x3021, 0x302d },   { 0x3030, 0x3030 },   { 0x3037, 0x303f },   { 0x30fb, 0x30fb },
+    { 0x3190, 0x319f },   { 0x31c0, 0x31e3 },   { 0x3220, 0x3247 },   { 0x3280, 0x32b0 },
+    { 0x32c0, 0x32cb },   { 0x32ff, 0x32ff },   { 0x3358, 0x3370 },   { 0x337b, 0x337f },
+    { 0x33e0, 0x33fe },   { 0x3400, 0x4dbf },   { 0x4e00, 0x9fff },   { 0xa700, 0xa707 },
+    { 0xf900, 0xfa6d },   { 0xfa70, 0xfad9 },   { 0xfe45, 0xfe46 },   { 0xff61, 0xff65 },
+    { 0x16fe2, 0x16fe3 }, { 0x16ff0, 0x16ff1 }, { 0x1d360, 0x1d371 }, { 0x1f250, 0x1f251 },
+    { 0x20000, 0x2a6df }, { 0x2a700, 0x2b739 }, { 0x2b740, 0x2b81d }, { 0x2b820, 0x2cea1 },
+    { 0x2ceb0, 0x2ebe0 }, { 0x2ebf0, 0x2ee5d }, { 0x2f800, 0x2fa1d }, { 0x30000, 0x3134a },
+    { 0x31350, 0x323af },
 };
 
 /* The blocks that the reference takes for it. */
@@ -669,7 +691,8 @@ PASS(one_number, one_number)
 PASS(three_numbers, three_numbers)
 PASS(numbers, numbers)
 PASS(from_right, numbers_from_right)
-PASS(from_right_alone, numbers_from_right_alone)
+PASS(from_right_ref, numbers_from_right_ref)
+PASS(digits_alone, digits_from_right_alone)
 PASS(three_digits, three_ascii_digits)
 PASS(newline, one_newline)
 PASS(han_kana, han_kana_run)
@@ -715,8 +738,8 @@ PASSES(youtu, &pass_youtu_scripts, &pass_youtu)
 PASSES(youtu_ref, &pass_youtu_scripts, &pass_youtu_ref)
 
 PASS(tiny_aya_ref, word_any_case, CASED_END(three_numbers))
-PASSES(tiny_aya, &pass_from_right_alone, &pass_gpt4o)
-PASSES(tiny_aya_ref, &pass_from_right, &pass_tiny_aya_ref)
+PASSES(tiny_aya, &pass_digits_alone, &pass_gpt4o)
+PASSES(tiny_aya_ref, &pass_from_right_ref, &pass_tiny_aya_ref)
 
 PASS(kimi_k2, han_run, word_by_case_no_han, three_numbers, others_newlines, spaces_to_newline,
      spaces)
@@ -741,7 +764,7 @@ PASSES(deepseek_v3, &pass_three_numbers, &pass_han_kana, &pass_deepseek_v3)
 PASSES(deepseek_v3_ref, &pass_three_numbers, &pass_han_kana, &pass_deepseek_v3_ref)
 PASS(afmoe_asian, afmoe_asian_run)
 PASSES(afmoe, &pass_from_right, &pass_afmoe_asian, &pass_deepseek_v3)
-PASSES(afmoe_ref, &pass_from_right, &pass_afmoe_asian, &pass_deepseek_v3_ref)
+PASSES(afmoe_ref, &pass_from_right_ref, &pass_afmoe_asian, &pass_deepseek_v3_ref)
 
 PASS(with_backtick, marks_with_backtick)
 PASS(no_backtick, marks_no_backtick)

@@ -126,6 +126,24 @@ void rows16_row(enum dtype dtype, const uint8_t *group, uint64_t row_bytes, unsi
     }
 }
 
+void rows16_put_row(enum dtype dtype, uint8_t *group, uint64_t row_bytes, unsigned row,
+                    const uint8_t *blocks)
+{
+    uint64_t block_bytes = dtype_get(dtype)->block_bytes;
+    assert(row < ROWS16_ROWS);
+    for (uint64_t off = 0; off < row_bytes; off += block_bytes) {
+        uint8_t *column = group + ROWS16_ROWS * off;
+        if (whole(dtype)) {
+            memcpy(column + row * block_bytes, blocks + off, block_bytes);
+        }
+        for (const struct rows16_field *f = table[dtype]; f->pieces; f++) {
+            /* A column with one row, which stands at the row's lane. */
+            copy_in(column + row * f->width, blocks + off + f->off, 0, 1, f);
+            column += (uint64_t)f->pieces * f->width * ROWS16_ROWS;
+        }
+    }
+}
+
 void rows16_unpack(enum dtype dtype, const uint8_t *group, uint64_t row_bytes, uint8_t *rows)
 {
     for (unsigned r = 0; r < ROWS16_ROWS; r++) {

@@ -39,6 +39,10 @@ void rows16_unpack(enum dtype dtype, const uint8_t *group, uint64_t row_bytes, u
 void rows16_row(enum dtype dtype, const uint8_t *group, uint64_t row_bytes, unsigned row,
                 uint8_t *out);
 
+/* The other way: one row into its place. */
+void rows16_put_row(enum dtype dtype, uint8_t *group, uint64_t row_bytes, unsigned row,
+                    const uint8_t *blocks);
+
 /* One block column: n_rows (up to 16) blocks, stride_bytes apart, to 16 * block_bytes; missing rows are zero. */
 void rows16_pack_column(enum dtype dtype, const uint8_t *blocks, uint64_t stride_bytes,
                         unsigned n_rows, uint8_t *column);

@@ -107,7 +107,9 @@ static int cpu_reserve(struct backend *b, const struct backend_limits *limits, s
     struct cpu_backend *c = cpu_of(b);
     size_t want = cpu_exact_scratch(limits, c->n_threads);
     size_t product = cpu_matmul_scratch(limits, c->n_threads);
+    size_t attention = cpu_attention_scratch(limits, c->n_threads);
     want = product > want ? product : want;
+    want = attention > want ? attention : want;
     uint8_t *scratch = cpu_alloc(b, want, err);
     if (!scratch) {
         return -1;
@@ -164,10 +166,10 @@ static const struct backend_ops default_ops = {
     COMMON_OPS,
     .matmul = cpu_matmul,
     .matmul_experts = cpu_matmul_experts,
-    .kv_store = cpu_kv_store_exact,
-    .attention = cpu_attention_exact,
+    .kv_store = cpu_kv_store,
+    .attention = cpu_attention,
     .check_matrix = cpu_matmul_check,
-    .check_kv = check_kv_exact,
+    .check_kv = cpu_attention_check,
 };
 
 static uint32_t available_threads(void)

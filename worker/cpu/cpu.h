@@ -70,6 +70,7 @@ int cpu_matmul(struct backend *b, const struct op_matmul *op, struct err *err);
 int cpu_matmul_experts(struct backend *b, const struct op_matmul_experts *op, struct err *err);
 int cpu_kv_store(struct backend *b, const struct op_kv_store *op, struct err *err);
 int cpu_attention(struct backend *b, const struct op_attention *op, struct err *err);
+int cpu_attention_check(struct backend *b, enum dtype k_type, enum dtype v_type, struct err *err);
 int cpu_matmul_check(struct backend *b, const struct matrix *w, struct err *err);
 size_t cpu_matmul_scratch(const struct backend_limits *limits, uint32_t n_threads);
 size_t cpu_attention_scratch(const struct backend_limits *limits, uint32_t n_threads);

@@ -12,6 +12,7 @@
 #endif
 
 #include "proto/dtype.h"
+#include "worker/cpu/vmath.h"
 
 #if defined(__AVX512VNNI__)
 #define LANES_AVX512 1
@@ -181,6 +182,36 @@ LANES_INLINE lane_f lane_of_int(lane_i v)
 {
     return _mm512_cvtepi32_ps(v);
 }
+/* The larger; b where either is no number. */
+LANES_INLINE lane_f lane_max(lane_f a, lane_f b)
+{
+    return _mm512_max_ps(a, b);
+}
+/* The smaller; b where either is no number. */
+LANES_INLINE lane_f lane_min(lane_f a, lane_f b)
+{
+    return _mm512_min_ps(a, b);
+}
+LANES_INLINE lane_f lane_sub(lane_f a, lane_f b)
+{
+    return _mm512_sub_ps(a, b);
+}
+/* To the nearest whole number, ties to even. */
+LANES_INLINE lane_f lane_round(lane_f a)
+{
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+/* 2^n of whole n in -126 .. 127. */
+LANES_INLINE lane_f lane_pow2(lane_f n)
+{
+    __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(e, 23));
+}
+/* v, but 0 where x < limit. */
+LANES_INLINE lane_f lane_zero_below(lane_f x, lane_f limit, lane_f v)
+{
+    return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), _mm512_setzero_ps());
+}
 LANES_INLINE lane_i lane_set_int(int32_t v)
 {
     return _mm512_set1_epi32(v);
@@ -244,6 +275,40 @@ LANES_INLINE lane_f lane_add(lane_f a, lane_f b)
 LANES_INLINE lane_f lane_of_int(lane_i v)
 {
     return (lane_f){ { _mm256_cvtepi32_ps(v.v[0]), _mm256_cvtepi32_ps(v.v[1]) } };
+}
+LANES_INLINE lane_f lane_max(lane_f a, lane_f b)
+{
+    return (lane_f){ { _mm256_max_ps(a.v[0], b.v[0]), _mm256_max_ps(a.v[1], b.v[1]) } };
+}
+LANES_INLINE lane_f lane_min(lane_f a, lane_f b)
+{
+    return (lane_f){ { _mm256_min_ps(a.v[0], b.v[0]), _mm256_min_ps(a.v[1], b.v[1]) } };
+}
+LANES_INLINE lane_f lane_sub(lane_f a, lane_f b)
+{
+    return (lane_f){ { _mm256_sub_ps(a.v[0], b.v[0]), _mm256_sub_ps(a.v[1], b.v[1]) } };
+}
+LANES_INLINE lane_f lane_round(lane_f a)
+{
+    for (int i = 0; i < 2; i++) {
+        a.v[i] = _mm256_round_ps(a.v[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    return a;
+}
+LANES_INLINE lane_f lane_pow2(lane_f n)
+{
+    for (int i = 0; i < 2; i++) {
+        __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n.v[i]), _mm256_set1_epi32(127));
+        n.v[i] = _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
+    }
+    return n;
+}
+LANES_INLINE lane_f lane_zero_below(lane_f x, lane_f limit, lane_f v)
+{
+    for (int i = 0; i < 2; i++) {
+        v.v[i] = _mm256_andnot_ps(_mm256_cmp_ps(x.v[i], limit.v[i], _CMP_LT_OQ), v.v[i]);
+    }
+    return v;
 }
 LANES_INLINE lane_i lane_set_int(int32_t v)
 {
@@ -351,6 +416,51 @@ LANES_INLINE lane_f lane_of_int(lane_i v)
     }
     return out;
 }
+LANES_INLINE lane_f lane_max(lane_f a, lane_f b)
+{
+    for (int i = 0; i < 16; i++) {
+        a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    }
+    return a;
+}
+LANES_INLINE lane_f lane_min(lane_f a, lane_f b)
+{
+    for (int i = 0; i < 16; i++) {
+        a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+    }
+    return a;
+}
+LANES_INLINE lane_f lane_sub(lane_f a, lane_f b)
+{
+    for (int i = 0; i < 16; i++) {
+        a.v[i] -= b.v[i];
+    }
+    return a;
+}
+LANES_INLINE lane_f lane_round(lane_f a)
+{
+    for (int i = 0; i < 16; i++) {
+        a.v[i] = rintf(a.v[i]);
+    }
+    return a;
+}
+LANES_INLINE lane_f lane_pow2(lane_f n)
+{
+    for (int i = 0; i < 16; i++) {
+        /* No number is turned into 1, as the instruction does; what it multiplies is no number either. */
+        int32_t e = n.v[i] == n.v[i] ? (int32_t)n.v[i] : 0;
+        uint32_t bits = (uint32_t)(e + 127) << 23;
+        memcpy(&n.v[i], &bits, 4);
+    }
+    return n;
+}
+LANES_INLINE lane_f lane_zero_below(lane_f x, lane_f limit, lane_f v)
+{
+    for (int i = 0; i < 16; i++) {
+        v.v[i] = x.v[i] < limit.v[i] ? 0.0f : v.v[i];
+    }
+    return v;
+}
 LANES_INLINE lane_i lane_set_int(int32_t v)
 {
     lane_i out;
@@ -391,3 +501,22 @@ LANES_INLINE lane_f lane_of_bf16(const uint8_t *p)
     return out;
 }
 #endif
+
+/* vmath_exp in lanes: its steps, in its order. */
+LANES_INLINE lane_f lane_exp(lane_f x0)
+{
+    lane_f x = lane_min(lane_set(VMATH_EXP_MAX), x0);
+    lane_f n = lane_round(lane_mul(x, lane_set(VMATH_LOG2E)));
+    n = lane_max(lane_set(-126.0f), n); /* lanes below the minimum become 0 in the end */
+    lane_f r = lane_fma(n, lane_set(-VMATH_LN2_HI), x);
+    r = lane_fma(n, lane_set(-VMATH_LN2_LO), r);
+    lane_f p = lane_set(VMATH_P0);
+    p = lane_fma(p, r, lane_set(VMATH_P1));
+    p = lane_fma(p, r, lane_set(VMATH_P2));
+    p = lane_fma(p, r, lane_set(VMATH_P3));
+    p = lane_fma(p, r, lane_set(VMATH_P4));
+    p = lane_fma(p, r, lane_set(VMATH_P5));
+    p = lane_fma(p, lane_mul(r, r), r);
+    p = lane_add(p, lane_set(1.0f));
+    return lane_zero_below(x0, lane_set(VMATH_EXP_MIN), lane_mul(p, lane_pow2(n)));
+}

@@ -93,7 +93,7 @@ void matmul_tables_init(void)
     pthread_once(&once, fill_tables);
 }
 
-static const struct matmul_kernels *kernels_of(const struct cpu_backend *c)
+const struct matmul_kernels *matmul_kernels_of(int isa)
 {
 #if defined(__x86_64__)
     static const struct matmul_kernels *const table[] = {
@@ -101,9 +101,9 @@ static const struct matmul_kernels *kernels_of(const struct cpu_backend *c)
         [CPU_ISA_AVX2] = &matmul_avx2,
         [CPU_ISA_AVX512] = &matmul_avx512,
     };
-    return table[c->isa];
+    return table[isa];
 #else
-    (void)c;
+    (void)isa;
     return &matmul_portable;
 #endif
 }
@@ -413,7 +413,7 @@ static int check_scratch(const struct cpu_backend *c, const uint8_t *end, struct
 int cpu_matmul(struct backend *b, const struct op_matmul *op, struct err *err)
 {
     struct cpu_backend *c = cpu_of(b);
-    struct job job = { .kernels = kernels_of(c),
+    struct job job = { .kernels = matmul_kernels_of((int)c->isa),
                        .k = op->k,
                        .n_segments = 1,
                        .x = op->x,
@@ -456,7 +456,7 @@ int cpu_matmul_experts(struct backend *b, const struct op_matmul_experts *op, st
 {
     struct cpu_backend *c = cpu_of(b);
     const struct matrix *w = op->w;
-    struct job job = { .kernels = kernels_of(c),
+    struct job job = { .kernels = matmul_kernels_of((int)c->isa),
                        .k = w->k,
                        .x = op->x,
                        .x_stride = op->x_stride,

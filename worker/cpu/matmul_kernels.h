@@ -57,6 +57,9 @@ struct matmul_kernels {
 
 extern const struct matmul_kernels matmul_portable, matmul_avx2, matmul_avx512;
 
+/* The table for an enum cpu_isa. */
+const struct matmul_kernels *matmul_kernels_of(int isa);
+
 /* The codebooks expanded for look-ups of four codes: one u32 for each index of IQ3_XXS and IQ3_S. Constant after
  * matmul_tables_init, which any thread may call at any time. */
 extern uint32_t matmul_iq3xxs[256], matmul_iq3s[512];

@@ -1,0 +1,121 @@
+/* A model on this worker's device: weights, state, work space, and the generations and evaluations in flight on it. The
+ * step is here; sockets are not. Loop thread only.
+ *
+ *   FREE -> READING (weights not all there, binding needs them) -> NEEDING (state pages asked for) -> READY -> FREE */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "proto/err.h"
+#include "proto/limits.h"
+#include "proto/pieces.h"
+#include "proto/weights.h"
+#include "worker/batch.h"
+#include "worker/evaluate.h"
+#include "worker/forward.h"
+#include "worker/model.h"
+#include "worker/sampler.h"
+#include "worker/sequence.h"
+#include "worker/state.h"
+
+#define RESIDENT_SEQUENCES    16   /* generations in flight when nobody says otherwise */
+#define RESIDENT_EVALUATIONS  64   /* waiting on one model */
+#define RESIDENT_TAG_BYTES    33   /* fingerprint as text, with its NUL */
+#define RESIDENT_ENCODER_ROWS 8192 /* the longest text of an encoder, taken in one step */
+
+enum resident_phase { RESIDENT_FREE, RESIDENT_READING, RESIDENT_NEEDING, RESIDENT_READY };
+
+struct resident_options {
+    uint64_t model; /* the broker's number */
+    uint64_t segment;
+    char name[LIMIT_MODEL_NAME_BYTES];
+    uint32_t ctx_len; /* 0: the file's, up to what fits */
+    enum dtype k_type, v_type;
+    uint32_t n_sequences;     /* 0: RESIDENT_SEQUENCES */
+    uint64_t state_bytes_max; /* 0: a quarter of the machine's memory */
+};
+
+struct resident_evaluation {
+    uint64_t work; /* the broker's number */
+    struct evaluate e;
+    void *bulk; /* owned mapping of the result's segment */
+    size_t bulk_bytes;
+    bool ended;
+    struct err error; /* code ERR_NONE: it went well */
+};
+
+struct resident {
+    enum resident_phase phase;
+    struct resident_options options;
+    struct backend *backend; /* borrowed */
+    struct weights weights;
+    bool data_wanted; /* binding asked for data that is not there yet */
+    struct model *model;
+    struct pieces pieces;
+    struct state_shape shape;
+    uint64_t fingerprint;
+    char fingerprint_text[RESIDENT_TAG_BYTES];
+    uint64_t state_bytes;
+    void *state_map;
+    size_t state_map_bytes;
+    struct state state;
+    struct forward *forward;
+    uint32_t rows_max; /* of one step */
+    struct sampler_work *sampling;
+    float *logits;              /* (n_sequences, vocab_size) */
+    struct sequence *sequences; /* [options.n_sequences] */
+    uint64_t arrivals;
+    bool room_freed; /* since somebody had to wait for pages */
+    struct batch_pace pace;
+    struct resident_evaluation *evaluations; /* [RESIDENT_EVALUATIONS], the first is worked on */
+    uint32_t n_evaluations;
+    bool evaluate_next; /* turn and turn about with the generations */
+    /* one step's arrays [rows_max] */
+    int32_t *tokens;
+    uint32_t *seqs;
+    int64_t *positions;
+    uint8_t *flags;
+};
+
+/* Maps the weights (fd borrowed). Afterwards call resident_bind until it says 1. */
+int resident_open(struct resident *r, const struct resident_options *options,
+                  struct backend *backend, int weights_fd, struct err *err);
+
+/* Binds as soon as the data that it needs is there: 1 bound (state_bytes and fingerprint_text say which state is needed), 0
+ * not yet, -1 failed. */
+int resident_bind(struct resident *r, struct err *err);
+
+/* Maps the state segment (fd borrowed) and gets ready. fresh: nothing in it is believed. */
+int resident_start(struct resident *r, int state_fd, bool fresh, struct err *err);
+
+/* Gives everything back; logs and results stay. Accepts a free one. */
+void resident_close(struct resident *r);
+
+/* Whether answers can be generated: false for encoders. */
+bool resident_generates(const struct resident *r);
+
+/* Takes a request in. NULL: ERR_BUSY when all sequences are taken, else sequence_open's errors. */
+struct sequence *resident_take(struct resident *r, const struct journal *journal,
+                               struct sequence_name name, uint32_t epoch, struct err *err);
+
+struct sequence *resident_find(struct resident *r, struct sequence_name name);
+
+/* The sequence is no longer this worker's: its state stays as long as there is room. */
+void resident_release(struct resident *r, struct sequence *s);
+
+/* Queues an evaluation; the descriptor of its segment is borrowed. ids lie at its start (ids_bytes), the result goes behind.
+ * Errors: ERR_BUSY, ERR_BAD_INPUT, ERR_NO_FIT. */
+int resident_evaluate(struct resident *r, uint64_t work, enum evaluate_kind kind,
+                      const uint32_t *lens, uint32_t n_lens, int64_t start, int bulk_fd,
+                      uint64_t ids_bytes, uint64_t n_ids, struct err *err);
+
+/* Forgets an evaluation that has been answered. */
+void resident_evaluation_close(struct resident *r, uint32_t i);
+
+/* Whether a step would do something now. */
+bool resident_has_work(const struct resident *r);
+
+/* One step: decode rows and prefill chunks, or a piece of an evaluation. Sequences and evaluations that it ends say so in
+ * `ended`; the caller tells whom it concerns. An error is the device's, not a request's. */
+int resident_step(struct resident *r, struct err *err);

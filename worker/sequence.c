@@ -1,0 +1,242 @@
+#include "worker/sequence.h"
+
+#include <assert.h>
+#include <float.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/bytes.h"
+
+/* ---- reading what the journal has ---- */
+
+static bool inside(const struct journal *j, uint64_t off, uint64_t bytes)
+{
+    return off >= j->header.arena_off && off <= j->size && bytes <= j->size - off;
+}
+
+/* Stop strings and biases, from the room before the prompt. */
+static int read_extra(struct sequence *s, const struct journal *j, const struct journal_slot *slot,
+                      struct err *err)
+{
+    uint64_t room = slot->prompt_off - slot->extra_off;
+    if (slot->extra_off > slot->prompt_off || !inside(j, slot->extra_off, room)) {
+        return err_set(err, ERR_BAD_FILE, "slot %u: its parameters are out of bounds",
+                       s->name.slot);
+    }
+    if (slot->params.n_biases == 0 && slot->params.n_stops == 0) {
+        return 0;
+    }
+    if (slot->params.n_biases > LIMIT_LOGIT_BIASES || slot->params.n_stops > LIMIT_STOP_STRINGS) {
+        return err_set(err, ERR_BAD_FILE, "slot %u: %u biases and %u stop strings", s->name.slot,
+                       slot->params.n_biases, slot->params.n_stops);
+    }
+    struct bytes b = bytes_of(j->base + slot->extra_off, room);
+    bytes_take(&b, sizeof(struct journal_extra));
+    for (uint32_t i = 0; i < slot->params.n_biases; i++) {
+        struct journal_bias bias = { .token = (int32_t)bytes_u32(&b) };
+        uint32_t bits = bytes_u32(&b);
+        memcpy(&bias.bias, &bits, sizeof bits);
+        if (!b.failed && !isnan(bias.bias)) {
+            bias.bias = bias.bias > FLT_MAX / 4 ? FLT_MAX / 4 : bias.bias;
+            s->sampler.biases[s->sampler.n_biases++] = bias;
+        }
+    }
+    for (uint32_t i = 0; i < slot->params.n_stops; i++) {
+        uint32_t len = bytes_u32(&b);
+        const uint8_t *text = bytes_take(&b, len);
+        if (text && stops_add(&s->stops, text, len, err) < 0) {
+            return -1;
+        }
+    }
+    return b.failed ? err_set(err, ERR_BAD_FILE, "slot %u: its stop strings are out of bounds",
+                              s->name.slot)
+                    : 0;
+}
+
+static int read_prompt(struct sequence *s, const struct journal *j, const struct journal_slot *slot,
+                       uint32_t ctx_len, struct err *err)
+{
+    s->n_prompt = slot->n_prompt;
+    s->n_max = slot->params.n_max;
+    s->n_ctx = slot->params.n_ctx;
+    s->n_ctx = s->n_ctx == 0 || s->n_ctx > ctx_len ? ctx_len : s->n_ctx;
+    if (s->n_prompt > LIMIT_PROMPT_TOKENS || slot->prompt_off % sizeof(int32_t) ||
+        !inside(j, slot->prompt_off, s->n_prompt * sizeof(int32_t))) {
+        return err_set(err, ERR_BAD_FILE, "slot %u: its prompt is out of bounds", s->name.slot);
+    }
+    uint64_t room = (uint64_t)s->n_prompt + s->n_max;
+    uint32_t most = s->n_ctx > s->n_prompt ? s->n_ctx : s->n_prompt;
+    s->n_room = room < most ? (uint32_t)room : most;
+    s->tokens = malloc((s->n_room + 1ull) * sizeof *s->tokens);
+    if (!s->tokens) {
+        return err_set(err, ERR_NO_MEMORY, "no memory for a request of %u tokens", s->n_room);
+    }
+    memcpy(s->tokens, j->base + slot->prompt_off, s->n_prompt * sizeof *s->tokens);
+    s->n_tokens = s->n_prompt;
+    return 0;
+}
+
+/* Walks the committed records: tokens, and what is held back after them. */
+static int replay(struct sequence *s, struct err *err)
+{
+    struct journal_view *view = malloc(sizeof *view);
+    uint8_t out[STOPS_OUT_MAX];
+    int got = view ? 0 : err_set(err, ERR_NO_MEMORY, "no memory to read a token log");
+    while (view && (got = journal_read(&s->writer.at, view, err)) > 0) {
+        const struct journal_record *r = &view->record;
+        if (r->flags & JOURNAL_TOKEN) {
+            if (s->n_tokens == s->n_room || r->token < 0) {
+                got = err_set(err, ERR_BAD_FILE, "token log: record %" PRIu64 " is one too many",
+                              r->seq);
+                break;
+            }
+            uint32_t len, n_out;
+            const uint8_t *bytes = pieces_bytes(s->pieces, r->token, false, &len);
+            stops_push(&s->stops, bytes, len, out, &n_out);
+            s->tokens[s->n_tokens++] = r->token;
+        }
+        s->ended = (r->flags & JOURNAL_ENDED) != 0;
+        if (s->ended) {
+            got = 0;
+            break;
+        }
+    }
+    free(view);
+    return got;
+}
+
+/* A request that can never run is ended here, in its own log. */
+static int check(struct sequence *s, uint32_t n_vocab, uint32_t ctx_len, struct err *err)
+{
+    char reason[LIMIT_REASON_BYTES];
+    if (s->n_prompt == 0) {
+        return sequence_end(s, JOURNAL_END_ERROR, ERR_BAD_INPUT, "the prompt has no tokens", err);
+    }
+    if (s->n_prompt > ctx_len) {
+        snprintf(reason, sizeof reason, "a prompt of %u tokens, the context is %u", s->n_prompt,
+                 ctx_len);
+        return sequence_end(s, JOURNAL_END_ERROR, ERR_NO_FIT, reason, err);
+    }
+    for (uint32_t i = 0; i < s->n_tokens; i++) {
+        if (s->tokens[i] < 0 || (uint32_t)s->tokens[i] >= n_vocab) {
+            snprintf(reason, sizeof reason, "token %d at position %u: the vocabulary has %u",
+                     s->tokens[i], i, n_vocab);
+            return sequence_end(s, JOURNAL_END_ERROR, ERR_BAD_INPUT, reason, err);
+        }
+    }
+    return 0;
+}
+
+static bool at_length(const struct sequence *s)
+{
+    return sequence_generated(s) >= s->n_max || s->n_tokens >= s->n_ctx;
+}
+
+int sequence_open(struct sequence *s, const struct journal *journal, struct sequence_name name,
+                  uint32_t epoch, const struct pieces *pieces, uint32_t n_vocab, uint32_t ctx_len,
+                  struct err *err)
+{
+    *s = (struct sequence){ .name = name, .pieces = pieces, .kv = SEQUENCE_NO_KV };
+    assert(journal->writable);
+    s->writer.epoch = epoch;
+    if (journal_reader_init(&s->writer.at, journal, name.slot, name.generation, err) < 0) {
+        return -1;
+    }
+    s->slot = journal_slot_at(journal, name.slot);
+    if (atomic_load_explicit(&s->slot->owner, memory_order_acquire) != epoch) {
+        return err_set(err, ERR_REFUSED, "slot %u: its log is not this worker's", name.slot);
+    }
+    struct journal_slot copy;
+    memcpy(&copy, s->slot, sizeof copy);
+    memcpy(&s->tag, copy.id, sizeof s->tag);
+    sampler_init(&s->sampler, &copy.params);
+    if (read_prompt(s, journal, &copy, ctx_len, err) < 0 ||
+        read_extra(s, journal, &copy, err) < 0 || replay(s, err) < 0) {
+        goto fail;
+    }
+    s->open = true;
+    if (!s->ended && check(s, n_vocab, ctx_len, err) < 0) {
+        goto fail;
+    }
+    if (!s->ended && at_length(s) && sequence_end(s, JOURNAL_END_LENGTH, ERR_NONE, NULL, err) < 0) {
+        goto fail;
+    }
+    return 0;
+fail:
+    sequence_close(s);
+    return -1;
+}
+
+void sequence_close(struct sequence *s)
+{
+    free(s->tokens);
+    *s = (struct sequence){ .kv = SEQUENCE_NO_KV };
+}
+
+/* ---- writing ---- */
+
+static int append(struct sequence *s, struct journal_record *record,
+                  const struct journal_alternative *alternatives, const void *bytes,
+                  uint32_t n_bytes, struct err *err)
+{
+    record->n_cached = s->n_cached;
+    if (journal_append(&s->writer, record, alternatives, bytes, n_bytes, err) < 0) {
+        return -1;
+    }
+    s->spoke = true;
+    s->ended = (record->flags & JOURNAL_ENDED) != 0;
+    return 0;
+}
+
+int sequence_accept(struct sequence *s, const struct sampler_choice *choice, struct err *err)
+{
+    assert(s->open && !s->ended && s->n_tokens < s->n_room);
+    uint8_t out[STOPS_OUT_MAX + STOPS_HELD_MAX];
+    uint32_t n_out = 0, len;
+    if (pieces_is_end(s->pieces, choice->token) && !s->sampler.ignore_eos) {
+        struct journal_record end = { .flags = JOURNAL_ENDED, .end = JOURNAL_END_STOP };
+        n_out = stops_flush(&s->stops, out);
+        return append(s, &end, NULL, out, n_out, err);
+    }
+    const uint8_t *bytes = pieces_bytes(s->pieces, choice->token, false, &len);
+    bool stopped = stops_push(&s->stops, bytes, len, out, &n_out);
+    s->tokens[s->n_tokens++] = choice->token;
+    struct journal_record record = {
+        .flags = JOURNAL_TOKEN,
+        .token = choice->token,
+        .logprob = choice->logprob,
+        .n_alternatives = (uint16_t)choice->n_alternatives,
+    };
+    if (stopped || at_length(s)) {
+        record.flags |= JOURNAL_ENDED;
+        record.end = stopped ? JOURNAL_END_STOP : JOURNAL_END_LENGTH;
+        n_out += stops_flush(&s->stops, out + n_out);
+    }
+    return append(s, &record, choice->alternatives, out, n_out, err);
+}
+
+int sequence_end(struct sequence *s, enum journal_end end, enum err_code code, const char *reason,
+                 struct err *err)
+{
+    assert(s->open && !s->ended);
+    struct journal_record record = {
+        .flags = JOURNAL_ENDED,
+        .end = (uint16_t)end,
+        .code = (uint16_t)code,
+    };
+    if (end == JOURNAL_END_ERROR) {
+        size_t n = strnlen(reason, LIMIT_REASON_BYTES);
+        return append(s, &record, NULL, reason, (uint32_t)n, err);
+    }
+    uint8_t out[STOPS_HELD_MAX];
+    uint32_t n_out = stops_flush(&s->stops, out);
+    return append(s, &record, NULL, out, n_out, err);
+}
+
+bool sequence_cancelled(const struct sequence *s)
+{
+    return atomic_load_explicit(&s->slot->cancel, memory_order_relaxed) != 0;
+}

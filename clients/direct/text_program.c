@@ -1,0 +1,218 @@
+#include "clients/direct/text_program.h"
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "loader/text/unicode.h"
+
+static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/* ---- JSON ---- */
+
+/* NULL where text is no base64. Padding may be missing. */
+static char *decode_base64(const char *text, size_t len, size_t *out_len)
+{
+    char *out = malloc(len / 4 * 3 + 4);
+    unsigned value = 0, bits = 0;
+    *out_len = 0;
+    while (len && text[len - 1] == '=') {
+        len--;
+    }
+    for (size_t i = 0; out && i < len; i++) {
+        const char *digit = text[i] ? strchr(digits, text[i]) : NULL;
+        if (!digit) {
+            free(out);
+            return NULL;
+        }
+        value = (value << 6 | (unsigned)(digit - digits)) & 0xffffff;
+        bits += 6;
+        if (bits >= 8) {
+            bits -= 8;
+            out[(*out_len)++] = (char)(value >> bits & 0xff);
+        }
+    }
+    return out;
+}
+
+char *text_of_line(const struct json *line, size_t *len, struct err *err)
+{
+    const struct json *text = json_find(line, "text"), *coded = json_find(line, "text_b64");
+    char *out = NULL;
+    if (json_kind(text) == JSON_STRING) {
+        const char *bytes = json_as_str(text, len);
+        out = malloc(*len + 1);
+        if (out) {
+            memcpy(out, bytes, *len);
+        }
+    } else if (json_kind(coded) == JSON_STRING) {
+        size_t coded_len;
+        const char *bytes = json_as_str(coded, &coded_len);
+        out = decode_base64(bytes, coded_len, len);
+    }
+    if (!out) {
+        err_set(err, ERR_BAD_INPUT, "neither \"text\" nor base64 in \"text_b64\"");
+    }
+    return out;
+}
+
+bool flag_of_line(const struct json *line, const char *key, bool otherwise)
+{
+    const struct json *value = json_find(line, key);
+    return value ? json_as_bool(value) : otherwise;
+}
+
+void put_base64(FILE *out, const char *bytes, size_t len)
+{
+    const uint8_t *p = (const uint8_t *)bytes;
+    for (size_t i = 0; i < len; i += 3) {
+        uint32_t value = (uint32_t)p[i] << 16;
+        value |= i + 1 < len ? (uint32_t)p[i + 1] << 8 : 0;
+        value |= i + 2 < len ? p[i + 2] : 0;
+        fputc(digits[value >> 18], out);
+        fputc(digits[value >> 12 & 63], out);
+        fputc(i + 1 < len ? digits[value >> 6 & 63] : '=', out);
+        fputc(i + 2 < len ? digits[value & 63] : '=', out);
+    }
+}
+
+static bool is_plain(const char *bytes, size_t len)
+{
+    for (size_t i = 0; i < len;) {
+        uint32_t code;
+        bool valid;
+        i += unicode_decode((const uint8_t *)bytes + i, len - i, &code, &valid);
+        if (!valid || code == 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void put_text_object(FILE *out, const char *bytes, size_t len)
+{
+    if (is_plain(bytes, len)) {
+        struct json *text = json_new_str(bytes, len);
+        fprintf(out, "{\"text\":%s}", json_text(text, NULL));
+        json_destroy(&text);
+    } else {
+        fputs("{\"text_b64\":\"", out);
+        put_base64(out, bytes, len);
+        fputs("\"}", out);
+    }
+}
+
+/* ---- the run ---- */
+
+static char *read_all(size_t *len, struct err *err)
+{
+    size_t cap = 1 << 16;
+    char *text = malloc(cap);
+    *len = 0;
+    for (;;) {
+        if (!text) {
+            err_set(err, ERR_NO_MEMORY, "standard input of more than %zu bytes", *len);
+            return NULL;
+        }
+        *len += fread(text + *len, 1, cap - *len, stdin);
+        if (*len < cap) {
+            break;
+        }
+        if (cap > TEXT_PROGRAM_INPUT_MAX) {
+            free(text);
+            err_set(err, ERR_NO_FIT, "standard input is longer than %u bytes",
+                    TEXT_PROGRAM_INPUT_MAX);
+            return NULL;
+        }
+        char *grown = realloc(text, cap * 2);
+        if (!grown) {
+            free(text);
+        }
+        text = grown;
+        cap *= 2;
+    }
+    if (ferror(stdin)) {
+        err_set_errno(err, ERR_IO, "read standard input");
+        free(text);
+        return NULL;
+    }
+    return text;
+}
+
+static int run_whole(const struct text_program *p, struct vocabulary *v, struct err *err)
+{
+    size_t len;
+    char *input = read_all(&len, err);
+    if (!input) {
+        return -1;
+    }
+    int result = p->answer(v, input, len, err);
+    free(input);
+    if (result == 0 && isatty(STDOUT_FILENO)) {
+        putchar('\n');
+    }
+    return result;
+}
+
+static int run_line(const struct text_program *p, struct vocabulary *v, const char *text,
+                    size_t len, struct err *err)
+{
+    struct json *line = json_parse(text, len, err);
+    if (!line) {
+        return -1;
+    }
+    int result = json_kind(line) == JSON_OBJECT ? p->answer_line(v, line, err)
+                                                : err_set(err, ERR_BAD_INPUT, "not a JSON object");
+    json_destroy(&line);
+    putchar('\n');
+    fflush(stdout); /* a program may wait for this line before it writes the next */
+    return result;
+}
+
+static int run_lines(const struct text_program *p, struct vocabulary *v, struct err *err)
+{
+    char *text = NULL;
+    size_t cap = 0, number = 0;
+    ssize_t len;
+    int result = 0;
+    while (result == 0 && (len = getline(&text, &cap, stdin)) > 0) {
+        number++;
+        if (text[strspn(text, " \t\r\n")]) {
+            result = run_line(p, v, text, (size_t)len, err);
+        }
+    }
+    free(text);
+    return result < 0 ? err_wrap(err, "line %zu", number) : 0;
+}
+
+static int run(const struct text_program *p, struct err *err)
+{
+    struct vocabulary *v = p->file ? vocabulary_open_file(p->file, p->pre, err)
+                                   : vocabulary_open_model(p->model, err);
+    if (!v) {
+        return -1;
+    }
+    int result = p->jsonl ? run_lines(p, v, err) : run_whole(p, v, err);
+    if (fflush(stdout) != 0 && result == 0) {
+        result = err_set_errno(err, ERR_IO, "write");
+    }
+    vocabulary_close(&v);
+    return result;
+}
+
+int text_program_run(const struct text_program *p)
+{
+    if (!p->file == !p->model) {
+        options_fail(p->program, "either -m MODEL or --file FILE.gguf; see --help");
+    }
+    if (p->pre && !p->file) {
+        options_fail(p->program, "--pre goes with --file: a running service keeps to the model's");
+    }
+    struct err err = { 0 };
+    if (run(p, &err) < 0) {
+        fprintf(stderr, "hearth %s: %s\n", p->program->verb, err.text);
+        return err_exit_code(err.code);
+    }
+    return 0;
+}

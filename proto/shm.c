@@ -19,8 +19,13 @@ int shm_create(const char *name, uint64_t bytes, bool sealed, struct err *err)
         goto fail;
     }
     if (bytes > 0) {
-        if (bytes > INT64_MAX) {
-            err_set(err, ERR_NO_MEMORY, "shared memory %s of %" PRIu64 " bytes", name, bytes);
+        /* A memfd has no limit of its own: asked for more than the machine has, the kernel would take all memory
+         * page by page and then kill somebody. */
+        uint64_t machine = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+        if (bytes > machine) {
+            err_set(err, ERR_NO_MEMORY,
+                    "shared memory %s of %" PRIu64 " bytes; the machine has %" PRIu64, name, bytes,
+                    machine);
             goto fail;
         }
         int status = posix_fallocate(fd, 0, (off_t)bytes);

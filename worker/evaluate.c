@@ -211,6 +211,11 @@ static void end_sequence(struct evaluate *e, const struct model *model)
             row[j] = (float)(e->sum[j] / (double)e->lens[e->at_len]);
             e->sum[j] = 0;
         }
+    } else if (e->kind == EVALUATE_EMBED_CLS || e->kind == EVALUATE_EMBED_LAST) {
+        float *row = e->out + (uint64_t)e->at_len * model->dim;
+        for (uint32_t j = 0; j < model->dim; j++) {
+            row[j] += 0.0f; /* a sum of one: -0 becomes 0, as in the mean */
+        }
     }
     e->seq_ended = true;
     e->at_len++;
@@ -253,5 +258,5 @@ int evaluate_step(struct evaluate *e, const struct model *model, struct forward 
 
 double evaluate_perplexity(const struct evaluate *e)
 {
-    return exp(e->nll / (double)e->n_predicted);
+    return e->n_predicted ? exp(e->nll / (double)e->n_predicted) : 1.0;
 }

@@ -75,5 +75,5 @@ uint32_t evaluate_rows(const struct evaluate *e, const struct model *model, uint
 int evaluate_step(struct evaluate *e, const struct model *model, struct forward *forward,
                   struct kvcache *kv, uint32_t max_rows, struct err *err);
 
-/* After the end, of EVALUATE_PERPLEXITY; NaN when nothing was predicted. */
+/* After the end, of EVALUATE_PERPLEXITY; 1 when nothing was predicted. */
 double evaluate_perplexity(const struct evaluate *e);

@@ -22,6 +22,14 @@
 #define ARCH AUDIT_ARCH_AARCH64
 #endif
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#define SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
+#else
+#define SANITIZED 0
+#endif
+
 #define ON_LOADER (1u << CONFINE_LOADER)
 #define ON_TEXT   (1u << CONFINE_TEXT)
 #define ON_BOTH   (ON_LOADER | ON_TEXT)
@@ -167,11 +175,11 @@ static unsigned short compile(enum confine_profile profile, struct sock_filter *
 int confine(enum confine_profile profile, struct err *err)
 {
     assert((unsigned)profile < CONFINE_N_PROFILES);
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    (void)err;
-    log_warn("confine: a build with sanitizers goes unconfined");
-    return 0;
-#elif !defined(ARCH)
+    if (SANITIZED) {
+        log_warn("confine: a build with sanitizers goes unconfined");
+        return 0;
+    }
+#ifndef ARCH
     return err_set(err, ERR_UNSUPPORTED, "no system call filter for this processor");
 #else
     struct sock_filter code[6 * RULES_MAX + 8];

@@ -8,7 +8,7 @@ static bool remove_special, unparse_special;
 
 static const struct program program = {
     .verb = "detokenize",
-    .synopsis = "(-m MODEL | --file FILE.gguf) [OPTIONS] < IDS",
+    .synopsis = "[-m MODEL | --file FILE.gguf] [OPTIONS] < IDS",
     .purpose = "show the text of token ids",
     .text = "The ids are a JSON array. With --jsonl each line of input is an object with \"ids\", "
             "and perhaps \"remove_special\" and \"unparse_special\"; each line of output is "
@@ -88,6 +88,7 @@ int main(int argc, char **argv)
 {
     const struct option table[] = {
         { "model", 'm', OPTION_STRING, &p.model, "MODEL", "of the running service", NULL },
+        { "run", 0, OPTION_STRING, &p.run, "DIR", "the service's runtime directory", NULL },
         { "file", 0, OPTION_STRING, &p.file, "FILE", "vocabulary of a GGUF file", NULL },
         { "pre", 0, OPTION_STRING, &p.pre, "NAME", "replaces tokenizer.ggml.pre", NULL },
         { "remove-special", 0, OPTION_FLAG, &remove_special, NULL,

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "clients/direct/eval.h"
 #include "clients/options.h"
 #include "loader/load.h"
 #include "proto/bytes.h"
@@ -33,7 +34,7 @@ enum pooling { POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST };
 static const char *const pooling_names[] = { "none", "mean", "cls", "last" };
 
 struct eval {
-    const char *model, *direct, *tokens, *lens, *kv, *device, *logits, *embed, *out_path;
+    const char *run, *model, *direct, *tokens, *lens, *kv, *device, *logits, *embed, *out_path;
     int64_t start, ctx, chunk, threads;
     bool exact, perplexity, json;
     /* derived */
@@ -163,7 +164,8 @@ static int read_kv_types(struct eval *e, struct err *err)
 static int open_engine(struct eval *e, struct err *err)
 {
     const struct backend_options backend = { .exact = e->exact, .n_threads = (uint32_t)e->threads };
-    if (loader_load_direct(e->direct, WEIGHTS_LAYOUT_FILE, &e->weights, err) < 0) {
+    if (loader_load_direct(e->direct, e->exact ? WEIGHTS_LAYOUT_FILE : WEIGHTS_LAYOUT_ROWS16,
+                           &e->weights, err) < 0) {
         return -1;
     }
     e->backend = backend_open(e->device ? e->device : "cpu", &backend, err);
@@ -228,6 +230,9 @@ static void close_all(struct eval *e)
     model_destroy(&e->m);
     backend_close(&e->backend);
     weights_unmap(&e->weights);
+    if (e->out && e->out != stdout) {
+        fclose(e->out);
+    }
     free(e->rows);
     free(e->pooled);
     free(e->positions);
@@ -328,17 +333,38 @@ static int run_sequence(struct eval *e, const int32_t *ids, uint32_t len, struct
     return 0;
 }
 
-static int run(struct eval *e, struct err *err)
+static int open_out(struct eval *e, struct err *err)
 {
-    if (read_tokens(e, err) < 0 || cut_sequences(e, err) < 0 || read_kv_types(e, err) < 0 ||
-        open_engine(e, err) < 0) {
-        return -1;
+    if (!e->out_path) {
+        return 0;
     }
-    if (e->out_path) {
-        e->out = strcmp(e->out_path, "-") == 0 ? stdout : fopen(e->out_path, "wb");
-        if (!e->out) {
-            return err_set_errno(err, ERR_IO, "open %s", e->out_path);
-        }
+    e->out = strcmp(e->out_path, "-") == 0 ? stdout : fopen(e->out_path, "wb");
+    return e->out ? 0 : err_set_errno(err, ERR_IO, "open %s", e->out_path);
+}
+
+static int close_out(struct eval *e, struct err *err)
+{
+    FILE *out = e->out;
+    e->out = NULL;
+    if (out && (fflush(out) != 0 || (out != stdout && fclose(out) != 0))) {
+        return err_set_errno(err, ERR_IO, "write %s", e->out_path);
+    }
+    return 0;
+}
+
+static void print_perplexity(const struct eval *e, double value, uint64_t n_scored)
+{
+    if (e->json) {
+        printf("{\"perplexity\":%.6f,\"tokens\":%llu}\n", value, (unsigned long long)n_scored);
+    } else {
+        printf("%.6f\n", value);
+    }
+}
+
+static int run_direct(struct eval *e, struct err *err)
+{
+    if (open_engine(e, err) < 0 || open_out(e, err) < 0) {
+        return -1;
     }
     const int32_t *ids = e->ids;
     for (uint32_t i = 0; i < e->n_lens; ids += e->len[i], i++) {
@@ -346,15 +372,38 @@ static int run(struct eval *e, struct err *err)
             return err_wrap(err, "sequence %u", i);
         }
     }
-    if (e->out && (fflush(e->out) != 0 || (e->out != stdout && fclose(e->out) != 0))) {
-        return err_set_errno(err, ERR_IO, "write %s", e->out_path);
-    }
     if (e->perplexity) {
-        double value = e->n_scored ? exp(e->nll / (double)e->n_scored) : 1.0;
-        printf(e->json ? "{\"perplexity\":%.6f,\"tokens\":%llu}\n" : "%.6f\n", value,
-               (unsigned long long)e->n_scored);
+        print_perplexity(e, e->n_scored ? exp(e->nll / (double)e->n_scored) : 1.0, e->n_scored);
     }
-    return 0;
+    return close_out(e, err);
+}
+
+/* Returns the exit code, or -1 with err. */
+static int run_service(struct eval *e, struct err *err)
+{
+    double perplexity = 0.0;
+    if (open_out(e, err) < 0) {
+        return -1;
+    }
+    const struct eval_question question = {
+        .run = e->run,
+        .model = e->model,
+        .kind = e->perplexity ? EVAL_PERPLEXITY
+                : e->embed    ? (enum eval_kind)(EVAL_EMBED_NONE + (int)e->pooling)
+                              : EVAL_LOGITS,
+        .ids = e->ids,
+        .n_ids = e->n_ids,
+        .lens = e->len,
+        .n_lens = e->n_lens,
+        .start = (uint32_t)e->start,
+        .ctx = (uint32_t)e->ctx,
+        .out = e->out,
+    };
+    int rc = eval_service(&question, &perplexity);
+    if (rc == 0 && e->perplexity) {
+        print_perplexity(e, perplexity, e->n_ids - e->n_lens);
+    }
+    return rc ? rc : close_out(e, err);
 }
 
 static void check_options(struct eval *e, int n, char **argv)
@@ -373,8 +422,8 @@ static void check_options(struct eval *e, int n, char **argv)
                      e->embed ? "--embed POOLING wants one OUT.f32" : "'%s' is one word too many",
                      n ? argv[n - 1] : "");
     }
-    if (e->start < 0 || e->ctx < 0 || e->chunk < 1 || e->chunk > FORWARD_TOKENS_MAX ||
-        e->threads < 0 || e->threads > 256) {
+    if (e->start < 0 || e->start > UINT32_MAX / 2 || e->ctx < 0 || e->ctx > UINT32_MAX / 2 ||
+        e->chunk < 1 || e->chunk > FORWARD_TOKENS_MAX || e->threads < 0 || e->threads > 256) {
         options_fail(&program, "--start, --ctx, --chunk or --threads is out of range");
     }
     if (e->model && (e->exact || e->kv || e->device || e->threads || e->chunk != CHUNK_DEFAULT)) {
@@ -415,17 +464,22 @@ int main(int argc, char **argv)
           "write embeddings to OUT.f32: none, mean, cls, last", NULL },
         { "perplexity", 0, OPTION_FLAG, &e.perplexity, NULL, "print the perplexity", NULL },
         { "json", 0, OPTION_FLAG, &e.json, NULL, "print it as an object", NULL },
+        { "run", 0, OPTION_STRING, &e.run, "DIR", "the runtime directory, with -m", NULL },
         { 0 },
     };
     struct err err = { 0 };
     int n = options_parse(&program, table, argc, argv);
     check_options(&e, n, argv);
-    int rc = e.direct ? run(&e, &err)
-                      : err_set(&err, ERR_UNREACHABLE,
-                                "-m %s: no service is asked yet; hint: --direct FILE", e.model);
+    int rc = read_tokens(&e, &err);
+    if (rc == 0 && (cut_sequences(&e, &err) < 0 || read_kv_types(&e, &err) < 0)) {
+        rc = -1;
+    }
+    if (rc == 0) {
+        rc = e.direct ? run_direct(&e, &err) : run_service(&e, &err);
+    }
     if (rc < 0) {
         fprintf(stderr, "hearth eval: %s\n", err.text);
     }
     close_all(&e);
-    return rc < 0 ? err_exit_code(err.code) : 0;
+    return rc < 0 ? err_exit_code(err.code) : rc;
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "clients/hearth.h"
 #include "clients/options.h"
 #include "loader/text/template/template.h"
 #include "proto/json.h"
@@ -12,14 +13,14 @@
 #define FILE_MAX (64u << 20) /* bytes of a template or an input */
 
 static struct {
-    const char *file, *input;
+    const char *run, *model, *file, *input;
     int64_t now;
     bool jsonl, spans, now_given;
 } options;
 
 static const struct program program = {
     .verb = "template",
-    .synopsis = "--file T.jinja --input INPUT.json [--now EPOCH]",
+    .synopsis = "(-m MODEL | --file T.jinja) --input INPUT.json [--now EPOCH]",
     .purpose = "Render a chat template.",
     .text = "Prints the prompt that the template makes of the input, a JSON object with every "
             "variable. A template's own "
@@ -32,6 +33,9 @@ static const struct program program = {
 };
 
 static const struct option table[] = {
+    { "model", 'm', OPTION_STRING, &options.model, "MODEL",
+      "the template of a running service's model", NULL },
+    { "run", 0, OPTION_STRING, &options.run, "DIR", "the service's runtime directory", NULL },
     { "file", 0, OPTION_STRING, &options.file, "FILE", "the template", NULL },
     { "input", 0, OPTION_STRING, &options.input, "FILE", "its context, JSON; - is stdin", NULL },
     { "now", 0, OPTION_INT, &options.now, "EPOCH", "the time strftime_now shows, seconds UTC",
@@ -208,6 +212,33 @@ done:
     return rc;
 }
 
+/* The model's own template, rendered by its text service. */
+static int run_model(struct err *err)
+{
+    size_t input_len, len;
+    struct hearth_error error;
+    char *input = read_file(options.input, &input_len, err);
+    struct hearth *h = input ? hearth_open(options.run, "template", &error) : NULL;
+    struct hearth_text ask = { .model = options.model,
+                               .op = HEARTH_RENDER,
+                               .now = (uint64_t)options.now,
+                               .input = input,
+                               .input_len = input_len };
+    char *text = h ? hearth_text(h, &ask, &len, &error) : NULL;
+    if (input && !text) {
+        err_set(err, err_code_of_name(error.code), "%s", error.text);
+    }
+    int rc = text && fwrite(text, 1, len, stdout) == len && fflush(stdout) == 0 ? 0 : -1;
+    if (rc < 0) {
+        fprintf(stderr, "hearth template: %s\n",
+                text ? "standard output cannot be written" : err->text);
+    }
+    hearth_close(&h);
+    free(text);
+    free(input);
+    return rc;
+}
+
 int main(int argc, char **argv)
 {
     if (options_parse(&program, table, argc, argv) > 0) {
@@ -219,9 +250,9 @@ int main(int argc, char **argv)
     if (options.jsonl) {
         return run_lines();
     }
-    if (!options.file || !options.input) {
-        options_fail(&program, "--file T.jinja and --input INPUT.json are needed, or --jsonl");
+    if (!options.input || (options.file && options.model)) {
+        options_fail(&program, "--input INPUT.json is needed, and -m or --file; or --jsonl");
     }
-    struct err err;
-    return run_one(&err) < 0 ? err_exit_code(err.code) : 0;
+    struct err err = { 0 };
+    return (options.file ? run_one(&err) : run_model(&err)) < 0 ? err_exit_code(err.code) : 0;
 }

@@ -189,7 +189,7 @@ static int run_lines(const struct text_program *p, struct vocabulary *v, struct 
 static int run(const struct text_program *p, struct err *err)
 {
     struct vocabulary *v = p->file ? vocabulary_open_file(p->file, p->pre, err)
-                                   : vocabulary_open_model(p->model, err);
+                                   : vocabulary_open_model(p->run, p->model, err);
     if (!v) {
         return -1;
     }
@@ -203,8 +203,8 @@ static int run(const struct text_program *p, struct err *err)
 
 int text_program_run(const struct text_program *p)
 {
-    if (!p->file == !p->model) {
-        options_fail(p->program, "either -m MODEL or --file FILE.gguf; see --help");
+    if (p->file && p->model) {
+        options_fail(p->program, "either -m MODEL or --file FILE.gguf, not both");
     }
     if (p->pre && !p->file) {
         options_fail(p->program, "--pre goes with --file: a running service keeps to the model's");

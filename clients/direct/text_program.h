@@ -16,7 +16,7 @@
 
 struct text_program {
     const struct program *program;
-    const char *model, *file, *pre; /* options; NULL where not given */
+    const char *run, *model, *file, *pre; /* options; NULL where not given */
     bool jsonl;
     /* Writes the answer to all of standard input. */
     int (*answer)(struct vocabulary *v, const char *input, size_t len, struct err *err);

@@ -9,7 +9,7 @@ static bool add_special, parse_special, pieces;
 
 static const struct program program = {
     .verb = "tokenize",
-    .synopsis = "(-m MODEL | --file FILE.gguf) [OPTIONS] < TEXT",
+    .synopsis = "[-m MODEL | --file FILE.gguf] [OPTIONS] < TEXT",
     .purpose = "show the token ids of a text",
     .text = "The ids are a JSON array; with --pieces, of {\"id\":N,\"bytes_b64\":\"...\"}. With "
             "--jsonl each line of input is an object with \"text\" or \"text_b64\", and perhaps "
@@ -77,6 +77,7 @@ int main(int argc, char **argv)
 {
     const struct option table[] = {
         { "model", 'm', OPTION_STRING, &p.model, "MODEL", "of the running service", NULL },
+        { "run", 0, OPTION_STRING, &p.run, "DIR", "the service's runtime directory", NULL },
         { "file", 0, OPTION_STRING, &p.file, "FILE", "vocabulary of a GGUF file", NULL },
         { "pre", 0, OPTION_STRING, &p.pre, "NAME", "replaces tokenizer.ggml.pre", NULL },
         { "add-special", 0, OPTION_FLAG, &add_special, NULL, "put BOS, EOS as the model wants",

@@ -34,7 +34,8 @@ struct vocabulary {
  * NULL: ERR_BAD_FILE, ERR_UNSUPPORTED, ERR_NOT_FOUND, ERR_IO, ERR_NO_MEMORY. */
 struct vocabulary *vocabulary_open_file(const char *path, const char *pre, struct err *err);
 
-/* The same of a model that a running service has. NULL: as libhearth says. */
-struct vocabulary *vocabulary_open_model(const char *model, struct err *err);
+/* The same of a model that a running service has. run: its runtime directory, NULL for the usual places; model: NULL for the
+ * default. NULL: as libhearth says. */
+struct vocabulary *vocabulary_open_model(const char *run, const char *model, struct err *err);
 
 void vocabulary_close(struct vocabulary **v);

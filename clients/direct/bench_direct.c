@@ -1,0 +1,344 @@
+/* The engine in this process, timed: the figure that the service's overhead is judged against. Tokens are a fixed
+ * pattern, nothing is sampled: what is timed is forward_step. One thread drives. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "clients/direct/bench.h"
+#include "clients/direct/synth_model.h"
+#include "loader/load.h"
+#include "worker/cpu/team.h"
+#include "worker/forward.h"
+
+#define CHUNK        512        /* tokens of a prefill step */
+#define PROBE_BYTES  (1u << 30) /* of weights read to learn the machine's bandwidth, at most */
+#define PROBE_PIECE  (1u << 20) /* one thread's turn of it */
+#define PROBE_ROUNDS 5
+
+struct bench {
+    const struct bench_question *q;
+    struct weights weights;
+    struct backend *backend;
+    struct model *model;
+    struct forward *forward;
+    struct kvcache kv;
+    void *memory;
+    size_t memory_bytes;
+    float *logits; /* (n_parallel, vocab_size) */
+    int32_t *tokens;
+    uint32_t *seqs;
+    int64_t *positions;
+    uint8_t *flags;
+    uint32_t *slots; /* [n_parallel] */
+};
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* synth:ARCH:PRESET:TYPE or a file. */
+static int load(struct bench *b, struct err *err)
+{
+    const char *name = b->q->model;
+    char text[128], *save = NULL;
+    if (strncmp(name, "synth:", 6) != 0) {
+        return loader_load_direct(name, WEIGHTS_LAYOUT_ROWS16, &b->weights, err);
+    }
+    if (strlen(name) >= sizeof text) {
+        return err_set(err, ERR_USAGE, "%.40s...: synth:ARCH:PRESET:TYPE", name);
+    }
+    strcpy(text, name + 6);
+    const char *arch = strtok_r(text, ":", &save), *preset = strtok_r(NULL, ":", &save);
+    const char *type = strtok_r(NULL, ":", &save);
+    if (!arch || !preset || !type) {
+        return err_set(err, ERR_USAGE, "%s: synth:ARCH:PRESET:TYPE", name);
+    }
+    return synth_load(arch, preset, type, WEIGHTS_LAYOUT_ROWS16, &b->weights, err);
+}
+
+static int open_engine(struct bench *b, struct err *err)
+{
+    const struct bench_question *q = b->q;
+    const struct backend_options backend = { .n_threads = q->n_threads };
+    uint32_t n_seqs = q->n_parallel, length = q->depth + q->n_prompt + q->n_gen;
+    uint32_t rows = CHUNK > n_seqs ? CHUNK : n_seqs;
+    const struct model_options options = { .k_type = q->k_type,
+                                           .v_type = q->v_type,
+                                           .ctx_len = length };
+    b->backend = backend_open(q->device ? q->device : "cpu", &backend, err);
+    if (!b->backend) {
+        return -1;
+    }
+    b->model = model_bind(&b->weights, b->backend, &options, err);
+    if (!b->model) {
+        return err_wrap(err, "model %s", q->model);
+    }
+    if (!b->model->causal) {
+        return err_set(err, ERR_UNSUPPORTED, "model %s: an encoder does not generate", q->model);
+    }
+    b->forward = forward_create(b->model, b->backend, rows, n_seqs, err);
+    if (!b->forward) {
+        return -1;
+    }
+    uint32_t n_pages = (kvcache_pages_for(length) + 1) * n_seqs;
+    b->memory_bytes = kvcache_size(&b->model->kv, n_pages, n_seqs, length);
+    b->memory = mmap(NULL, b->memory_bytes, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (b->memory == MAP_FAILED) {
+        b->memory = NULL;
+        return err_set(err, ERR_NO_MEMORY, "%zu bytes of keys and values", b->memory_bytes);
+    }
+    if (kvcache_init(&b->kv, &b->model->kv, b->memory, b->memory_bytes, n_pages, n_seqs, length,
+                     err) < 0) {
+        return -1;
+    }
+    b->logits = malloc((size_t)n_seqs * b->model->vocab_size * sizeof *b->logits);
+    b->tokens = calloc(rows, sizeof *b->tokens);
+    b->seqs = calloc(rows, sizeof *b->seqs);
+    b->positions = calloc(rows, sizeof *b->positions);
+    b->flags = calloc(rows, 1);
+    b->slots = calloc(n_seqs, sizeof *b->slots);
+    if (!b->logits || !b->tokens || !b->seqs || !b->positions || !b->flags || !b->slots) {
+        return err_set(err, ERR_NO_MEMORY, "work space for %u sequences", n_seqs);
+    }
+    return 0;
+}
+
+static void close_all(struct bench *b)
+{
+    kvcache_clear(&b->kv);
+    if (b->memory) {
+        munmap(b->memory, b->memory_bytes);
+    }
+    forward_destroy(&b->forward);
+    model_destroy(&b->model);
+    backend_close(&b->backend);
+    weights_unmap(&b->weights);
+    free(b->logits);
+    free(b->tokens);
+    free(b->seqs);
+    free(b->positions);
+    free(b->flags);
+    free(b->slots);
+}
+
+/* Some id for a position: spread over the vocabulary, the same each time. */
+static int32_t token_at(const struct bench *b, int64_t pos, uint32_t i)
+{
+    uint64_t x = ((uint64_t)pos * 1024 + i + 1) * 0x9e3779b97f4a7c15ull;
+    return (int32_t)((x >> 32) % b->model->vocab_size);
+}
+
+static int step(struct bench *b, uint32_t n, bool logits, struct err *err)
+{
+    const struct forward_batch batch = { .n_tokens = n,
+                                         .tokens = b->tokens,
+                                         .seqs = b->seqs,
+                                         .positions = b->positions,
+                                         .flags = b->flags };
+    return forward_step(b->forward, &b->kv, &batch, logits ? b->logits : NULL, NULL, err);
+}
+
+/* n more tokens of sequence i, in chunks; logits of the last one when asked for. */
+static int prefill(struct bench *b, uint32_t i, uint32_t n, bool logits, struct err *err)
+{
+    for (uint32_t done = 0; done < n;) {
+        uint32_t rows = n - done < CHUNK ? n - done : CHUNK;
+        int64_t pos = kvcache_pos(&b->kv, b->slots[i]);
+        for (uint32_t r = 0; r < rows; r++) {
+            b->tokens[r] = token_at(b, pos + r, i);
+            b->seqs[r] = b->slots[i];
+            b->positions[r] = pos + r;
+            b->flags[r] = 0;
+        }
+        done += rows;
+        bool last = logits && done == n;
+        b->flags[rows - 1] = last ? FORWARD_LOGITS : 0;
+        if (step(b, rows, last, err) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* One token of every sequence. */
+static int decode(struct bench *b, struct err *err)
+{
+    for (uint32_t i = 0; i < b->q->n_parallel; i++) {
+        b->positions[i] = kvcache_pos(&b->kv, b->slots[i]);
+        b->tokens[i] = token_at(b, b->positions[i], i);
+        b->seqs[i] = b->slots[i];
+        b->flags[i] = FORWARD_LOGITS;
+    }
+    return step(b, b->q->n_parallel, true, err);
+}
+
+/* Seconds of: all prompts, one prompt, all generated tokens. */
+static int measure(struct bench *b, double *all, double *first, double *gen, struct err *err)
+{
+    const struct bench_question *q = b->q;
+    *all = 0;
+    for (uint32_t i = 0; i < q->n_parallel; i++) {
+        const struct kvcache_tag tag = { .hi = 1, .lo = i + 1 };
+        if (kvcache_begin(&b->kv, tag, 0, &b->slots[i], err) < 0 ||
+            prefill(b, i, q->depth, false, err) < 0) {
+            return -1;
+        }
+        double start = now();
+        if (prefill(b, i, q->n_prompt, true, err) < 0) {
+            return -1;
+        }
+        double took = now() - start;
+        *first = i == 0 ? took : *first;
+        *all += took;
+    }
+    double start = now();
+    for (uint32_t i = 0; i < q->n_gen; i++) {
+        if (decode(b, err) < 0) {
+            return -1;
+        }
+    }
+    *gen = now() - start;
+    for (uint32_t i = 0; i < q->n_parallel; i++) {
+        kvcache_end(&b->kv, b->slots[i]);
+    }
+    return 0;
+}
+
+/* ---- bytes ---- */
+
+/* Weights that one step reads: matrices whole, experts by one token's share, embeddings only as output. */
+static double weight_bytes(const struct bench *b)
+{
+    const struct model *m = b->model;
+    double sum = 0;
+    for (size_t i = 0; i < b->weights.n_tensors; i++) {
+        const struct weights_tensor *t = &b->weights.tensors[i];
+        double size = (double)t->size_bytes;
+        if (t->data == m->token_embd.data && t->data != m->output.data) {
+            continue;
+        }
+        if (t->n_dims == 3 && m->n_experts > 0 && t->ne[2] == m->n_experts) {
+            size *= (double)m->n_experts_used / (double)m->n_experts;
+        }
+        sum += size;
+    }
+    return sum;
+}
+
+/* Keys and values that a token in the middle of the generated ones reads. */
+static double kv_bytes(const struct bench *b)
+{
+    const struct model *m = b->model;
+    double sum = 0, length = b->q->depth + b->q->n_prompt + b->q->n_gen / 2.0;
+    for (uint32_t i = 0; i < m->n_layers; i++) {
+        const struct model_layer *l = &m->layers[i];
+        if (l->mixer == MODEL_ATTENTION || l->mixer == MODEL_MLA) {
+            const struct kv_layer *k = &m->kv.layer[l->kv_layer];
+            double n = l->window > 0 && l->window < length ? l->window : length;
+            sum += n * k->n_kv_heads * (k->k_row_bytes + k->v_row_bytes);
+        }
+    }
+    return sum;
+}
+
+struct probe {
+    const uint8_t *data;
+    uint64_t sums[TEAM_THREADS_MAX];
+};
+
+static void probe_job(void *arg, size_t begin, size_t end, unsigned member)
+{
+    struct probe *p = arg;
+    uint64_t s[8] = { 0 };
+    for (size_t i = begin; i < end; i++) {
+        const uint8_t *at = p->data + i * PROBE_PIECE;
+        for (size_t off = 0; off < PROBE_PIECE; off += 64) {
+            uint64_t v[8];
+            memcpy(v, at + off, sizeof v);
+            for (int j = 0; j < 8; j++) {
+                s[j] ^= v[j];
+            }
+        }
+    }
+    p->sums[member] ^= s[0] ^ s[1] ^ s[2] ^ s[3] ^ s[4] ^ s[5] ^ s[6] ^ s[7];
+}
+
+/* GB/s that the same number of threads read of the weights, the best of a few rounds; 0: too little to tell. */
+static double probe_bandwidth(const struct bench *b, volatile uint64_t *sink)
+{
+    uint64_t data_bytes = b->weights.header->data_bytes;
+    size_t n = (data_bytes < PROBE_BYTES ? data_bytes : PROBE_BYTES) / PROBE_PIECE;
+    struct probe p = { .data = b->weights.base + b->weights.header->data_off };
+    struct err err;
+    struct team *team = n >= 64 ? team_create(b->q->n_threads, &err) : NULL;
+    double best = 0;
+    if (!team) {
+        return 0;
+    }
+    for (int round = 0; round < PROBE_ROUNDS; round++) {
+        double start = now();
+        team_run(team, probe_job, &p, n, 4);
+        double speed = (double)(n * PROBE_PIECE) / (now() - start) / 1e9;
+        best = speed > best ? speed : best;
+    }
+    *sink = p.sums[0];
+    team_destroy(&team);
+    return best;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x, y;
+    memcpy(&x, a, sizeof x);
+    memcpy(&y, b, sizeof y);
+    return x < y ? -1 : x > y;
+}
+
+static double median(double *values, uint32_t n)
+{
+    qsort(values, n, sizeof *values, by_value);
+    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+static int run(struct bench *b, struct bench_result *r, struct err *err)
+{
+    const struct bench_question *q = b->q;
+    double all[BENCH_REPEATS_MAX], first[BENCH_REPEATS_MAX], gen[BENCH_REPEATS_MAX];
+    volatile uint64_t sink = 0;
+    double start = now();
+    if (load(b, err) < 0) {
+        return -1;
+    }
+    r->load_s = now() - start;
+    if (open_engine(b, err) < 0) {
+        return -1;
+    }
+    bool cpu = !q->device || strcmp(q->device, "cpu") == 0;
+    double machine = cpu ? probe_bandwidth(b, &sink) : 0;
+    for (uint32_t i = 0; i < q->n_repeats; i++) {
+        if (measure(b, &all[i], &first[i], &gen[i], err) < 0) {
+            return -1;
+        }
+    }
+    double steps = q->n_gen / median(gen, q->n_repeats);
+    r->prefill_tps = (double)q->n_prompt * q->n_parallel / median(all, q->n_repeats);
+    r->decode_tps = steps * q->n_parallel;
+    r->ttft_ms = median(first, q->n_repeats) * 1e3;
+    r->bytes_per_token = weight_bytes(b) / q->n_parallel + kv_bytes(b);
+    r->bandwidth_gbs = r->bytes_per_token * r->decode_tps / 1e9;
+    r->bandwidth_share = machine > 0 ? r->bandwidth_gbs / machine : 0;
+    return 0;
+}
+
+int bench_direct(const struct bench_question *q, struct bench_result *r, struct err *err)
+{
+    struct bench b = { .q = q };
+    int rc = run(&b, r, err);
+    close_all(&b);
+    return rc;
+}

@@ -1,0 +1,19 @@
+/* A model of a few kilobytes, built in code: weights from a fixed random sequence, any of the architectures whose layers
+ * look like llama's. Tests bend it by leaving tensors out or by giving them wrong shapes. */
+#pragma once
+
+#include "proto/weights.h"
+
+struct tiny {
+    const char *arch; /* NULL: llama */
+    uint32_t n_layers, dim, n_heads, n_kv_heads, head_dim, ffn_dim, vocab_size, n_experts, window;
+    enum dtype dtype;     /* of matrices: F32, F16, Q8_0 */
+    const char *omit;     /* tensor that is left out */
+    const char *bend;     /* tensor whose rows are one too few */
+    const char *omit_key; /* without the architecture's prefix */
+};
+
+extern const struct tiny tiny_default; /* 3 layers, dim 64, 4 heads over 2, F32 */
+
+/* Builds and maps it; the memfd is closed again. Fails the test on errors. */
+void tiny_map(const struct tiny *t, struct weights *w);

@@ -29,12 +29,13 @@ struct json *json_parse(const char *text, size_t len, struct err *err)
     json_tokener_set_flags(tokener, JSON_TOKENER_STRICT | JSON_TOKENER_VALIDATE_UTF8);
     struct json_object *value = json_tokener_parse_ex(tokener, text, (int)len);
     enum json_tokener_error status = json_tokener_get_error(tokener);
+    size_t end = json_tokener_get_parse_end(tokener);
     if (status == json_tokener_continue) {
-        /* A bare number ends only at the end of the text: a space says so. */
+        /* A bare number or word ends only at the end of the text: a space says so. */
         value = json_tokener_parse_ex(tokener, " ", 1);
         status = json_tokener_get_error(tokener);
+        end = len; /* the tokener counts within the space */
     }
-    size_t end = json_tokener_get_parse_end(tokener);
     if (status == json_tokener_success) {
         while (end < len &&
                (text[end] == ' ' || text[end] == '\n' || text[end] == '\r' || text[end] == '\t')) {

@@ -98,7 +98,7 @@ static void a_conversation_goes_on_where_it_was(void **unused)
     state_idle(&state, b);
     b = feed(1, 3, text(0, CTX), 140, &n); /* the last token is always fed: its logits are wanted */
     assert_int_equal(n, 128);
-    b = feed(1, 2, text(1, 70), 90, &n); /* differs from 70 on: the old one is kept */
+    b = feed(1, 4, text(1, 70), 90, &n); /* differs from 70 on: the old one is kept */
     assert_int_equal(n, 64);
     assert_int_equal(kvcache_pos(&state.kv, a), 140);
 }

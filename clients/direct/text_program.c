@@ -165,9 +165,12 @@ static int run_line(const struct text_program *p, struct vocabulary *v, const ch
     int result = json_kind(line) == JSON_OBJECT ? p->answer_line(v, line, err)
                                                 : err_set(err, ERR_BAD_INPUT, "not a JSON object");
     json_destroy(&line);
+    if (result < 0) {
+        return -1;
+    }
     putchar('\n');
     fflush(stdout); /* a program may wait for this line before it writes the next */
-    return result;
+    return 0;
 }
 
 static int run_lines(const struct text_program *p, struct vocabulary *v, struct err *err)

@@ -1,0 +1,78 @@
+/* What the person who runs hearth decided: a file of keys (INI), then the flags of `hearth serve` over it.
+ * Only the broker reads the configuration; the other processes are told. deploy/hearth.conf explains every key.
+ * inih is used here and nowhere else. Loop thread only; a config is replaced as a whole on SIGHUP. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "proto/err.h"
+#include "proto/limits.h"
+
+#define CONFIG_DIRS_MAX    16   /* model directories */
+#define CONFIG_ALIASES_MAX 128  /* [alias NAME] sections */
+#define CONFIG_PATH_BYTES  4096 /* PATH_MAX */
+#define CONFIG_WORD_BYTES  64   /* device, KV type, address */
+
+/* What an alias says beyond the file it names. The `has` bits tell which sampling fields were given. */
+struct config_sampling {
+    uint32_t has; /* bit i: field i of the table in config.c */
+    float temp, top_p, min_p, typical_p, repeat_penalty, presence_penalty, frequency_penalty;
+    int32_t top_k, repeat_last_n;
+};
+enum {
+    CONFIG_TEMP = 1,
+    CONFIG_TOP_P = 2,
+    CONFIG_MIN_P = 4,
+    CONFIG_TYPICAL_P = 8,
+    CONFIG_REPEAT_PENALTY = 16,
+    CONFIG_PRESENCE_PENALTY = 32,
+    CONFIG_FREQUENCY_PENALTY = 64,
+    CONFIG_TOP_K = 128,
+    CONFIG_REPEAT_LAST_N = 256,
+};
+
+struct config_alias {
+    char name[LIMIT_MODEL_NAME_BYTES];
+    char model[CONFIG_PATH_BYTES]; /* a file name in a model directory, or a path */
+    uint32_t ctx;                  /* 0: as configured for all */
+    char kv_k[CONFIG_WORD_BYTES], kv_v[CONFIG_WORD_BYTES];
+    bool pin;
+    uint32_t ttl_s; /* idle this long: leaves RAM; 0: only when room is needed */
+    struct config_sampling sampling;
+};
+
+struct config {
+    char dirs[CONFIG_DIRS_MAX][CONFIG_PATH_BYTES];
+    uint32_t n_dirs;
+    char device[CONFIG_WORD_BYTES]; /* "auto", "cpu", "cuda:0" */
+    uint32_t threads;               /* 0: the worker's own choice */
+    uint64_t ram_budget;            /* bytes; 0 until config_defaults */
+    uint64_t vram_budget;           /* bytes; 0: all */
+    char source[CONFIG_WORD_BYTES]; /* "uring", "pread", "mmap"; empty: the loader's own choice */
+    char default_model[LIMIT_MODEL_NAME_BYTES];
+    uint32_t ctx; /* 0: the model's own, up to what fits */
+    char kv_k[CONFIG_WORD_BYTES], kv_v[CONFIG_WORD_BYTES];
+    uint32_t sequences;       /* generations in flight of one model */
+    uint64_t journal_bytes;   /* of one shard */
+    uint32_t keep_s;          /* an end that nobody acknowledged expires after this */
+    uint32_t min_residency_s; /* a model that was wanted stays at least so long */
+    uint32_t swap_wait_max_s; /* who waits longer gets the room of a model at work */
+    char http[CONFIG_WORD_BYTES];
+    struct config_alias *aliases; /* owned */
+    uint32_t n_aliases;
+};
+
+/* The built-in values. */
+void config_init(struct config *c);
+void config_clear(struct config *c);
+
+/* Reads one file over what stands. ERR_USAGE names file and line; ERR_NOT_FOUND when there is none. */
+int config_read(struct config *c, const char *path, struct err *err);
+
+/* The whole configuration as `hearth serve` wants it: built-in values, the file of --config (else the first of
+ * $XDG_CONFIG_HOME/hearth/hearth.conf and /etc/hearth/hearth.conf that exists), then the flags. argv[0] is skipped. */
+int config_load(struct config *c, int argc, char *const argv[], struct err *err);
+
+/* "24G", "512M", "1000000" -> bytes. */
+int config_size(const char *text, uint64_t *bytes, struct err *err);

@@ -1,0 +1,202 @@
+#include "broker/route.h"
+
+#include "broker/broker.h"
+#include "broker/post.h"
+#include "proto/log.h"
+
+void route_release(struct broker *b, struct request *r, const char *why)
+{
+    struct worker *w = workers_find(&b->workers, r->worker);
+    if (!w || w->state != WORKER_READY || r->releasing || r->ending) {
+        return;
+    }
+    Hearth__WorkerRelease release = HEARTH__WORKER_RELEASE__INIT;
+    release.shard = r->shard->segment;
+    release.slot = r->slot;
+    release.generation = r->generation;
+    if (post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_RELEASE, &release) == 0) {
+        log_debug("request %llu is taken from worker %u: %s", (unsigned long long)r->serial,
+                  w->child, why);
+        r->releasing = true;
+    }
+}
+
+static void say_take(struct broker *b, struct request *r, struct worker *w)
+{
+    Hearth__WorkerTake take = HEARTH__WORKER_TAKE__INIT;
+    take.shard = r->shard->segment;
+    take.slot = r->slot;
+    take.generation = r->generation;
+    take.model = r->model->number;
+    r->told = post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_TAKE, &take) == 0;
+    if (!r->told) {
+        broker_alarm(b, b->now_ms + 10);
+    }
+}
+
+/* The file that the request began with must be the one that serves it. */
+static bool same_model(const struct journal_slot *slot, const struct model *m)
+{
+    const struct journal_model *pinned = &slot->model;
+    return pinned->device == m->file.device && pinned->inode == m->file.inode &&
+           pinned->size == m->file.size_bytes && pinned->mtime_ns == m->file.mtime_ns &&
+           (pinned->digest == 0 || m->digest == 0 || pinned->digest == m->digest);
+}
+
+static void take(struct broker *b, struct request *r, struct worker *w)
+{
+    struct journal_slot *slot = request_slot(r);
+    if (!same_model(slot, r->model)) {
+        struct err why;
+        err_set(&why, ERR_CHANGED, "model changed: %s is not the file that this request began with",
+                r->model->file.name);
+        request_end(b, r, JOURNAL_END_ERROR, &why);
+        return;
+    }
+    if (!r->billed) {
+        queue_charge(&b->queue, r->flow, (enum queue_priority)r->priority, slot->n_prompt);
+        r->billed = true;
+    }
+    r->n_taken = r->charged = request_committed(r);
+    r->worker = w->child;
+    /* The owner before the state: whoever finds the state finds whose log it is. */
+    atomic_store_explicit(&slot->owner, w->child, memory_order_release);
+    request_move(b, r, REQUEST_PREFILL, NULL);
+    say_take(b, r, w);
+}
+
+static bool is_suspect(const struct request *r)
+{
+    return request_slot(r)->deaths >= REQUEST_DEATHS_ALONE &&
+           request_committed(r) <= request_slot(r)->committed_at_death;
+}
+
+/* Who runs and who waits for one model on one worker. */
+struct view {
+    uint32_t n_running; /* of this model */
+    uint32_t n_all;     /* on this worker, of any model */
+    uint32_t n_releasing;
+    struct request *next;    /* of those that wait */
+    struct request *suspect; /* runs now */
+};
+
+static struct view look(struct broker *b, const struct model *m, struct worker *w)
+{
+    struct view v = { 0 };
+    for (uint32_t i = 0; i < b->requests.n; i++) {
+        struct request *r = b->requests.list[i];
+        if (r->gone || !r->admitted || request_ended(r)) {
+            continue;
+        }
+        if (r->worker == w->child) {
+            v.n_all++;
+            v.n_running += r->model == m;
+            v.n_releasing += r->releasing;
+            v.suspect = is_suspect(r) ? r : v.suspect;
+            if (!r->told && r->model == m) {
+                say_take(b, r, w);
+            }
+            continue;
+        }
+        if (r->model != m || r->state != REQUEST_QUEUED) {
+            continue;
+        }
+        if (b->now_ms < r->not_before_ms) {
+            broker_alarm(b, r->not_before_ms);
+            continue;
+        }
+        workers_grant(b, w, r->shard->segment, true, false);
+        if (!workers_granted(w, r->shard->segment)) {
+            continue; /* the keeper's answer brings a turn */
+        }
+        struct queue_place place = { r->flow, (enum queue_priority)r->priority, r->admit_seq };
+        if (v.next) {
+            struct queue_place best = { v.next->flow, (enum queue_priority)v.next->priority,
+                                        v.next->admit_seq };
+            if (!queue_before(&b->queue, &place, &best)) {
+                continue;
+            }
+        }
+        v.next = r;
+    }
+    return v;
+}
+
+static uint32_t running_of_flow(const struct broker *b, const struct worker *w, uint64_t flow)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < b->requests.n; i++) {
+        const struct request *r = b->requests.list[i];
+        n += r->worker == w->child && r->flow == flow && !request_ended(r);
+    }
+    return n;
+}
+
+/* All sequences are taken and somebody waits: who gives one back? A lower priority, or a flow that has several while
+ * the waiting flow has none. The latest admitted of them, so that the oldest come to their end. */
+static struct request *choose_victim(struct broker *b, const struct model *m, struct worker *w,
+                                     const struct request *waits)
+{
+    struct request *victim = NULL;
+    bool has_none = running_of_flow(b, w, waits->flow) == 0, lower_found = false;
+    uint32_t most = 1;
+    for (uint32_t i = 0; i < b->requests.n; i++) {
+        struct request *r = b->requests.list[i];
+        if (r->worker != w->child || r->model != m || request_ended(r) || r->ending) {
+            continue;
+        }
+        bool lower = r->priority == QUEUE_BATCH && waits->priority == QUEUE_INTERACTIVE;
+        uint32_t n = running_of_flow(b, w, r->flow);
+        if (lower) {
+            if (!lower_found || r->admit_seq > victim->admit_seq) {
+                victim = r;
+            }
+            lower_found = true;
+        } else if (!lower_found && has_none && n >= 2 &&
+                   (n > most || (n == most && victim && r->admit_seq > victim->admit_seq))) {
+            victim = r;
+            most = n;
+        }
+    }
+    return victim;
+}
+
+static void act_model(struct broker *b, struct model *m, struct worker *w)
+{
+    for (;;) {
+        struct view v = look(b, m, w);
+        if (!v.next || v.suspect) {
+            return; /* a suspect runs alone until it commits something */
+        }
+        if (is_suspect(v.next) && v.n_all > 0) {
+            for (uint32_t i = 0; i < b->requests.n; i++) {
+                struct request *r = b->requests.list[i];
+                if (r->worker == w->child && !r->gone && !request_ended(r)) {
+                    route_release(b, r, "a suspect is to run alone");
+                }
+            }
+            return;
+        }
+        if (v.n_running < m->info.n_sequences) {
+            take(b, v.next, w);
+            continue;
+        }
+        struct request *victim = v.n_releasing ? NULL : choose_victim(b, m, w, v.next);
+        if (victim) {
+            route_release(b, victim, "another flow waits for its turn");
+        }
+        return;
+    }
+}
+
+void route_act(struct broker *b)
+{
+    for (uint32_t i = 0; i < b->models.n; i++) {
+        struct model *m = b->models.list[i];
+        struct worker *w = workers_find(&b->workers, m->worker);
+        if (m->state == MODEL_RESIDENT && m->bind == BIND_BOUND && m->info.known && w &&
+            w->state == WORKER_READY && !b->stopping) {
+            act_model(b, m, w);
+        }
+    }
+}

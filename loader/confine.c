@@ -86,7 +86,7 @@ static const struct rule rules[] = {
     { SYS_brk, ON_BOTH, -1, 0, 0 },
     { SYS_membarrier, ON_BOTH, -1, 0, 0 },
     /* threads of our own; processes never */
-    { SYS_clone, ON_TEXT, 0, CLONE_THREAD | CLONE_VM, CLONE_THREAD | CLONE_VM },
+    { SYS_clone, ON_BOTH, 0, CLONE_THREAD | CLONE_VM, CLONE_THREAD | CLONE_VM },
     { SYS_set_robust_list, ON_BOTH, -1, 0, 0 },
     { SYS_rseq, ON_BOTH, -1, 0, 0 },
     { SYS_futex, ON_BOTH, -1, 0, 0 },

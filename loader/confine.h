@@ -6,7 +6,7 @@
 #include "proto/err.h"
 
 enum confine_profile {
-    CONFINE_LOADER, /* reads by descriptors and by its ring, writes its segment; no files, sockets, births */
+    CONFINE_LOADER, /* reads by descriptors and by its ring, writes its segment; no files, sockets, processes */
     CONFINE_TEXT, /* AF_UNIX sockets and threads for its line to the broker; no files, devices, io_uring */
     CONFINE_N_PROFILES,
 };

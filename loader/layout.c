@@ -1,9 +1,15 @@
 #include "loader/layout.h"
 
 #include <inttypes.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "proto/bytes.h"
 #include "proto/rows16.h"
 
 /* One tensor to lay: n_matrices of n_rows rows; rows past a matrix's last whole group stay. */
@@ -15,13 +21,34 @@ struct task {
     enum dtype dtype;
 };
 
+#define HANDS_MAX  4 /* one core lays about 3 GB/s, a fast drive reads 7 */
+#define SPREAD_MIN 4 /* groups below which it is not worth waking anybody */
+
+/* Groups of one matrix, side by side: who comes takes the next. */
+struct run {
+    const struct task *task;
+    uint8_t *first;
+    uint64_t n_groups;
+    atomic_uint_fast64_t next;
+};
+
 struct layout {
     uint8_t *base;
     struct task *tasks; /* by seg_off */
     size_t n_tasks;
-    size_t next;          /* first task that is not done */
-    uint64_t matrix, row; /* within it: the next group */
-    uint8_t *scratch;     /* one group */
+    size_t next;            /* first task that is not done */
+    uint64_t matrix, row;   /* within it: the next group */
+    uint8_t *scratch;       /* one group for each hand */
+    uint64_t scratch_bytes; /* of one */
+
+    struct run run;
+    pthread_t hands[HANDS_MAX]; /* beside the caller */
+    int n_hands;
+    pthread_mutex_t lock; /* for what follows */
+    pthread_cond_t work, done;
+    uint64_t n_runs; /* begun */
+    int n_busy;      /* hands that have not ended this run */
+    bool stopping;
 };
 
 enum weights_layout layout_of(const struct gguf_tensor *t, enum weights_layout wanted)
@@ -40,11 +67,102 @@ static int by_place(const void *a, const void *b)
     return x->seg_off < y->seg_off ? -1 : x->seg_off > y->seg_off;
 }
 
+/* Lays groups of the run until none is left. */
+static void lay_groups(struct run *run, uint8_t *scratch)
+{
+    uint64_t bytes = run->task->row_bytes * ROWS16_ROWS, g;
+    while ((g = atomic_fetch_add_explicit(&run->next, 1, memory_order_relaxed)) < run->n_groups) {
+        uint8_t *group = run->first + g * bytes;
+        memcpy(scratch, group, (size_t)bytes);
+        rows16_pack(run->task->dtype, scratch, run->task->row_bytes, group);
+    }
+}
+
+struct hand {
+    struct layout *layout;
+    uint8_t *scratch;
+};
+
+static void *hand_thread(void *arg)
+{
+    struct hand hand = *(struct hand *)arg;
+    free(arg);
+    struct layout *l = hand.layout;
+    pthread_mutex_lock(&l->lock);
+    for (uint64_t seen = 0;;) {
+        while (l->n_runs == seen && !l->stopping) {
+            pthread_cond_wait(&l->work, &l->lock);
+        }
+        if (l->stopping) {
+            break;
+        }
+        seen = l->n_runs;
+        pthread_mutex_unlock(&l->lock);
+        lay_groups(&l->run, hand.scratch);
+        pthread_mutex_lock(&l->lock);
+        if (--l->n_busy == 0) {
+            pthread_cond_signal(&l->done);
+        }
+    }
+    pthread_mutex_unlock(&l->lock);
+    return NULL;
+}
+
+/* Helpers for the other cores; without them the caller lays all by itself. */
+static void start_hands(struct layout *l, int wanted)
+{
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &old);
+    while (l->n_hands < wanted) {
+        struct hand *hand = malloc(sizeof *hand);
+        if (!hand) {
+            break;
+        }
+        *hand = (struct hand){ l, l->scratch + (uint64_t)(l->n_hands + 1) * l->scratch_bytes };
+        if (pthread_create(&l->hands[l->n_hands], NULL, hand_thread, hand) != 0) {
+            free(hand);
+            break;
+        }
+        l->n_hands++;
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+}
+
+static void lay_run(struct layout *l, const struct task *task, uint8_t *first, uint64_t n_groups)
+{
+    l->run.task = task;
+    l->run.first = first;
+    l->run.n_groups = n_groups;
+    atomic_store_explicit(&l->run.next, 0, memory_order_relaxed);
+    bool spread = l->n_hands > 0 && n_groups >= SPREAD_MIN;
+    if (spread) {
+        pthread_mutex_lock(&l->lock);
+        l->n_runs++;
+        l->n_busy = l->n_hands;
+        pthread_cond_broadcast(&l->work);
+        pthread_mutex_unlock(&l->lock);
+    }
+    lay_groups(&l->run, l->scratch);
+    if (spread) {
+        pthread_mutex_lock(&l->lock);
+        while (l->n_busy > 0) {
+            pthread_cond_wait(&l->done, &l->lock);
+        }
+        pthread_mutex_unlock(&l->lock);
+    }
+}
+
 struct layout *layout_create(const struct weights *w, uint8_t *base, struct err *err)
 {
     struct layout *l = calloc(1, sizeof *l);
     if (l) {
         l->tasks = calloc(w->n_tensors + 1, sizeof *l->tasks);
+    }
+    if (l) {
+        pthread_mutex_init(&l->lock, NULL);
+        pthread_cond_init(&l->work, NULL);
+        pthread_cond_init(&l->done, NULL);
     }
     if (!l || !l->tasks) {
         layout_destroy(&l);
@@ -72,17 +190,34 @@ struct layout *layout_create(const struct weights *w, uint8_t *base, struct err 
         }
     }
     qsort(l->tasks, l->n_tasks, sizeof *l->tasks, by_place);
-    l->scratch = malloc((size_t)largest + 1);
+    long n_cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    int n_hands = l->n_tasks == 0 || n_cpus < 2 ? 0
+                  : n_cpus < HANDS_MAX          ? (int)n_cpus - 1
+                                                : HANDS_MAX - 1;
+    l->scratch_bytes = align_up(largest, 64);
+    l->scratch = malloc((size_t)(l->scratch_bytes * (uint64_t)(n_hands + 1)) + 1);
     if (!l->scratch) {
         err_set(err, ERR_NO_MEMORY, "no memory for a group of %" PRIu64 " bytes", largest);
         layout_destroy(&l);
+        return NULL;
     }
+    start_hands(l, n_hands);
     return l;
 }
 
 void layout_destroy(struct layout **l)
 {
     if (*l) {
+        pthread_mutex_lock(&(*l)->lock);
+        (*l)->stopping = true;
+        pthread_cond_broadcast(&(*l)->work);
+        pthread_mutex_unlock(&(*l)->lock);
+        for (int i = 0; i < (*l)->n_hands; i++) {
+            pthread_join((*l)->hands[i], NULL);
+        }
+        pthread_cond_destroy(&(*l)->work);
+        pthread_cond_destroy(&(*l)->done);
+        pthread_mutex_destroy(&(*l)->lock);
         free((*l)->tasks);
         free((*l)->scratch);
         free(*l);
@@ -99,9 +234,10 @@ uint64_t layout_advance(struct layout *l, uint64_t read_upto)
         if (read_upto < at + group) {
             return at < read_upto ? at : read_upto;
         }
-        memcpy(l->scratch, l->base + at, (size_t)group);
-        rows16_pack(task->dtype, l->scratch, task->row_bytes, l->base + at);
-        l->row += ROWS16_ROWS;
+        uint64_t there = (read_upto - at) / group, rest = (task->n_rows - l->row) / ROWS16_ROWS;
+        uint64_t n_groups = there < rest ? there : rest;
+        lay_run(l, task, l->base + at, n_groups);
+        l->row += n_groups * ROWS16_ROWS;
         if (task->n_rows - l->row < ROWS16_ROWS) {
             l->row = 0;
             l->matrix++;

@@ -1,7 +1,7 @@
 /* Which tensors stand how in the segment, and the re-laying itself. The CPU worker wants matrices in groups of 16
  * rows whose blocks alternate, so that one SIMD lane is one row (proto/rows16.h); a GPU takes the file's rows.
  * In place and of the same size: a group is copied out, laid, and written back behind the read mark.
- * Loader's main thread. */
+ * Loader's main thread calls; helpers of its own lay groups beside it. */
 #pragma once
 
 #include <stdint.h>

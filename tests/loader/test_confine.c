@@ -54,7 +54,7 @@ static int inside(enum confine_profile profile)
     }
     pthread_t thread;
     int rc = pthread_create(&thread, NULL, nothing, NULL);
-    if (text ? rc != 0 || pthread_join(thread, NULL) != 0 : rc == 0) {
+    if (rc != 0 || pthread_join(thread, NULL) != 0) {
         return 7;
     }
     void *block = malloc(8 << 20);

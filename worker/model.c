@@ -641,6 +641,10 @@ static int bind_experts(struct bind *b, uint32_t i, struct model_layer *l)
             return -1;
         }
         l->expert_dim = l->exp_up.m / 2;
+        if (l->exp_up.m % 2 != 0) {
+            return err_set(b->err, ERR_BAD_FILE, "tensor %s: %u rows are no gate and up",
+                           l->exp_up.name, l->exp_up.m);
+        }
     } else {
         if (layer_matrix(b, i, "ffn_gate_exps", m->dim, 0, e, WANT_REQUIRED, &l->exp_gate) < 0 ||
             layer_matrix(b, i, "ffn_up_exps", m->dim, l->exp_gate.m, e, WANT_REQUIRED, &l->exp_up) <

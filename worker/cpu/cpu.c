@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "proto/bytes.h"
+#include "worker/cpu/rows.h"
 #include "worker/cpu/team.h"
 
 #define THREADS_MAX TEAM_THREADS_MAX
@@ -215,6 +216,16 @@ static int choose_isa(enum cpu_isa *isa, struct err *err)
     return err_set(err, ERR_BAD_INPUT, "HEARTH_ISA=%s: portable, avx2 or avx512", wanted);
 }
 
+static const struct rows_kernels *rows_of(enum cpu_isa isa)
+{
+#if defined __x86_64__
+    return isa == CPU_ISA_AVX512 ? &rows_avx512 : isa == CPU_ISA_AVX2 ? &rows_avx2 : &rows_portable;
+#else
+    (void)isa;
+    return &rows_portable;
+#endif
+}
+
 struct backend *cpu_open(const struct backend_options *options, struct err *err)
 {
     struct cpu_backend *c = calloc(1, sizeof *c);
@@ -233,6 +244,7 @@ struct backend *cpu_open(const struct backend_options *options, struct err *err)
     if (choose_isa(&c->isa, err) < 0) {
         goto fail;
     }
+    c->rows = rows_of(c->isa);
     c->team = team_create(c->n_threads, err);
     if (!c->team) {
         goto fail;

@@ -12,10 +12,12 @@
 enum cpu_isa { CPU_ISA_PORTABLE, CPU_ISA_AVX2, CPU_ISA_AVX512 };
 
 struct team; /* team.h */
+struct rows_kernels;
 
 struct cpu_backend {
     struct backend base;
     enum cpu_isa isa;
+    const struct rows_kernels *rows; /* rows.h, of the isa */
     uint32_t n_threads;
     struct team *team;
     struct backend_limits limits;

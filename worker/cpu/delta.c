@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "worker/cpu/cpu.h"
+#include "worker/cpu/rows.h"
 #include "worker/cpu/vmath.h"
 
 #define STATE_DIM_MAX 1024 /* checked when the model is bound */
@@ -44,12 +45,13 @@ static float norm_of(const float *x, uint32_t n)
     return (float)sqrt(s);
 }
 
-static void step_head(const struct op_delta_net *op, uint32_t first, uint32_t i, const float *old,
-                      float *S, uint32_t h)
+static void step_head(const struct rows_kernels *rows, const struct op_delta_net *op,
+                      uint32_t first, uint32_t i, const float *old, float *S, uint32_t h)
 {
     uint32_t ds = op->state_dim, hk = op->n_k_heads, hv = op->n_v_heads;
     uint32_t g = op->interleaved ? h % hk : h / (hv / hk), channels = 2 * hk * ds + hv * ds;
-    float q[STATE_DIM_MAX], k[STATE_DIM_MAX], v[STATE_DIM_MAX], e[STATE_DIM_MAX];
+    float q[STATE_DIM_MAX], k[STATE_DIM_MAX], v[STATE_DIM_MAX];
+    float e[STATE_DIM_MAX], o[STATE_DIM_MAX];
     for (uint32_t j = 0; j < ds; j++) {
         q[j] = convolve(op, first, i, old, channels, g * ds + j);
         k[j] = convolve(op, first, i, old, channels, (hk + g) * ds + j);
@@ -60,27 +62,11 @@ static void step_head(const struct op_delta_net *op, uint32_t first, uint32_t i,
     float beta = vmath_sigmoid(op->b[(size_t)i * op->b_stride + h]);
     float a = op->a[(size_t)i * op->a_stride + h] + op->dt_bias[h];
     float decay = vmath_exp(softplus(a) * op->a_coef[h]);
-    memset(e, 0, ds * sizeof *e);
-    for (uint32_t j = 0; j < ds; j++) { /* S decays; e = S^T k */
-        float *row = S + (size_t)j * ds;
+    for (uint32_t j = 0; j < ds; j++) {
+        q[j] *= q_scale;
         k[j] *= k_scale;
-        for (uint32_t l = 0; l < ds; l++) {
-            row[l] *= decay;
-            e[l] = fmaf(k[j], row[l], e[l]);
-        }
     }
-    float o[STATE_DIM_MAX];
-    for (uint32_t l = 0; l < ds; l++) {
-        e[l] = beta * (v[l] - e[l]);
-        o[l] = 0.0f;
-    }
-    for (uint32_t j = 0; j < ds; j++) { /* S += k e^T; o = S^T q */
-        float *row = S + (size_t)j * ds, qj = q[j] * q_scale;
-        for (uint32_t l = 0; l < ds; l++) {
-            row[l] = fmaf(k[j], e[l], row[l]);
-            o[l] = fmaf(qj, row[l], o[l]);
-        }
-    }
+    rows->delta(decay, beta, q, k, v, S, e, o, ds);
     double squares = 0.0;
     for (uint32_t l = 0; l < ds; l++) {
         squares += (double)o[l] * (double)o[l];
@@ -93,9 +79,15 @@ static void step_head(const struct op_delta_net *op, uint32_t first, uint32_t i,
     }
 }
 
+struct delta_job {
+    const struct rows_kernels *rows;
+    const struct op_delta_net *op;
+};
+
 static void run_heads(void *arg, uint32_t begin, uint32_t end, uint32_t part)
 {
-    const struct op_delta_net *op = arg;
+    const struct delta_job *job = arg;
+    const struct op_delta_net *op = job->op;
     size_t size = (size_t)op->state_dim * op->state_dim;
     (void)part;
     for (uint32_t h = begin; h < end; h++) {
@@ -105,7 +97,8 @@ static void run_heads(void *arg, uint32_t begin, uint32_t end, uint32_t part)
                 first = i;
                 memcpy(op->state[i] + h * size, op->from[i] + h * size, size * sizeof(float));
             }
-            step_head(op, first, i, history(op, op->from[first]), op->state[i] + h * size, h);
+            step_head(job->rows, op, first, i, history(op, op->from[first]),
+                      op->state[i] + h * size, h);
         }
     }
 }
@@ -134,11 +127,11 @@ static void keep_history(const struct op_delta_net *op)
 
 int cpu_delta_net(struct backend *b, const struct op_delta_net *op, struct err *err)
 {
-    struct op_delta_net copy = *op;
+    struct delta_job job = { cpu_of(b)->rows, op };
     if (op->state_dim > STATE_DIM_MAX) {
         return err_set(err, ERR_UNSUPPORTED, "delta net state of %u", op->state_dim);
     }
-    cpu_parallel(cpu_of(b), op->n_v_heads, 1, run_heads, &copy);
+    cpu_parallel(cpu_of(b), op->n_v_heads, 1, run_heads, &job);
     keep_history(op);
     return 0;
 }

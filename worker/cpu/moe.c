@@ -1,8 +1,9 @@
 /* Routing of tokens to experts, and the weighted sum of what they gave back. */
-#include <assert.h>
 #include <math.h>
+#include <string.h>
 
 #include "worker/cpu/cpu.h"
+#include "worker/cpu/rows.h"
 #include "worker/cpu/vmath.h"
 
 #define EXPERTS_MAX 1024 /* more than any published model; checked when the model is bound */
@@ -118,21 +119,22 @@ int cpu_moe_route(struct backend *b, const struct op_moe_route *op, struct err *
     return 0;
 }
 
+struct sum_job {
+    const struct rows_kernels *rows;
+    const struct op_moe_sum *op;
+};
+
 static void sum_rows(void *arg, uint32_t begin, uint32_t end, uint32_t part)
 {
-    const struct op_moe_sum *op = arg;
+    const struct sum_job *job = arg;
+    const struct op_moe_sum *op = job->op;
     (void)part;
     for (uint32_t i = begin; i < end; i++) {
         float *y = op->y + (size_t)i * op->y_stride;
-        for (uint32_t j = 0; j < op->width; j++) {
-            y[j] = 0.0f;
-        }
+        memset(y, 0, op->width * sizeof *y);
         for (uint32_t s = 0; s < op->n_used; s++) {
             uint64_t slot = (uint64_t)i * op->n_used + s;
-            const float *x = op->x + slot * op->x_stride;
-            for (uint32_t j = 0; j < op->width; j++) {
-                y[j] = fmaf(op->weights[slot], x[j], y[j]);
-            }
+            job->rows->fma(op->weights[slot], op->x + slot * op->x_stride, y, op->width);
         }
     }
 }
@@ -140,7 +142,7 @@ static void sum_rows(void *arg, uint32_t begin, uint32_t end, uint32_t part)
 int cpu_moe_sum(struct backend *b, const struct op_moe_sum *op, struct err *err)
 {
     (void)err;
-    struct op_moe_sum copy = *op;
-    cpu_parallel(cpu_of(b), op->n_rows, 4, sum_rows, &copy);
+    struct sum_job job = { cpu_of(b)->rows, op };
+    cpu_parallel(cpu_of(b), op->n_rows, 4, sum_rows, &job);
     return 0;
 }

@@ -21,18 +21,33 @@
 #define VMATH_P4 1.6666665459E-1f
 #define VMATH_P5 5.0000001201E-1f
 
-/* Relative error below 2e-7; x < VMATH_EXP_MIN gives 0; x above VMATH_EXP_MAX is clamped to it; NaN stays NaN. */
+/* Adding it rounds a small float to an integer, to nearest even, and leaves that integer in the low bits. */
+#define VMATH_ROUND      12582912.0f /* 1.5 * 2^23 */
+#define VMATH_ROUND_BITS 0x4b400000u
+
+static inline uint32_t vmath_bits(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float vmath_of_bits(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Relative error below 2e-7; x < VMATH_EXP_MIN gives 0; x above VMATH_EXP_MAX is clamped to it; NaN stays NaN.
+ * Without branches, so that loops over it become vector code. */
 static inline float vmath_exp(float x)
 {
-    if (x < VMATH_EXP_MIN) {
-        return 0.0f;
-    }
-    x = x > VMATH_EXP_MAX ? VMATH_EXP_MAX : x;
-    if (x != x) {
-        return x;
-    }
-    float n = rintf(x * VMATH_LOG2E);
-    float r = fmaf(n, -VMATH_LN2_HI, x);
+    float c = x > VMATH_EXP_MAX ? VMATH_EXP_MAX : x;
+    c = c < VMATH_EXP_MIN ? VMATH_EXP_MIN : c;
+    float t = c * VMATH_LOG2E + VMATH_ROUND;
+    float n = t - VMATH_ROUND;
+    float r = fmaf(n, -VMATH_LN2_HI, c);
     r = fmaf(n, -VMATH_LN2_LO, r);
     float p = VMATH_P0;
     p = fmaf(p, r, VMATH_P1);
@@ -42,10 +57,8 @@ static inline float vmath_exp(float x)
     p = fmaf(p, r, VMATH_P5);
     p = fmaf(p, r * r, r);
     p = p + 1.0f;
-    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return p * power;
+    float power = vmath_of_bits((vmath_bits(t) - VMATH_ROUND_BITS + 127u) << 23);
+    return x < VMATH_EXP_MIN ? 0.0f : p * power;
 }
 
 static inline float vmath_sigmoid(float x)
@@ -56,18 +69,13 @@ static inline float vmath_sigmoid(float x)
 /* Odd; near zero by the series, so that small arguments keep their relative precision. */
 static inline float vmath_tanh(float x)
 {
-    float a = fabsf(x);
-    float y;
-    if (a < 0.25f) {
-        float z = a * a;
-        float p = -0.053968254f; /* -17/315 */
-        p = fmaf(p, z, 0.13333333f);
-        p = fmaf(p, z, -0.33333333f);
-        float q = fmaf(z * z * z * z, 0.021869488f, 0.0f); /* 62/2835 */
-        y = fmaf(a, fmaf(p, z, q), a);
-    } else {
-        float e = vmath_exp(-2.0f * (a > 20.0f ? 20.0f : a));
-        y = (1.0f - e) / (1.0f + e);
-    }
-    return copysignf(y, x);
+    float a = fabsf(x), z = a * a;
+    float p = -0.053968254f; /* -17/315 */
+    p = fmaf(p, z, 0.13333333f);
+    p = fmaf(p, z, -0.33333333f);
+    float q = z * z * z * z * 0.021869488f; /* 62/2835 */
+    float small = fmaf(a, fmaf(p, z, q), a);
+    float e = vmath_exp(-2.0f * (a > 20.0f ? 20.0f : a));
+    float large = (1.0f - e) / (1.0f + e);
+    return copysignf(a < 0.25f ? small : large, x);
 }

@@ -12,6 +12,7 @@
 
 #include "loader/load.h"
 #include "proto/channel.h"
+#include "proto/heritage.h"
 #include "proto/journal.h"
 #include "proto/link.h"
 #include "proto/message.h"
@@ -246,7 +247,8 @@ static inline void house_start_worker(struct house *h, uint32_t child)
     assert_non_null(h->serve);
 }
 
-static inline void house_open(struct house *h, const char *model)
+/* Everything but the worker and its channel. */
+static inline void house_furnish(struct house *h, const char *model)
 {
     struct err err;
     memset(h, 0, sizeof *h);
@@ -256,7 +258,6 @@ static inline void house_open(struct house *h, const char *model)
     snprintf(h->shard_path, sizeof h->shard_path, "%s/shard", h->dir);
     h->from = (struct segments){ .take = house_take, .arg = h };
     h->next_segment = 1000;
-    assert_int_equal(0, socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, h->channel));
     house_listen(h);
     int fd = journal_create(h->shard_path, HOUSE_SHARD_BYTES, 0, &err);
     assert_true(fd >= 0);
@@ -271,6 +272,13 @@ static inline void house_open(struct house *h, const char *model)
     house_deposit(h, HOUSE_WEIGHTS, weights, -1);
     assert_ok(weights_map(&h->weights, weights, &err), err);
     assert_ok(pieces_build(&h->pieces, &h->weights, &err), err);
+}
+
+static inline void house_open(struct house *h, const char *model)
+{
+    struct err err;
+    house_furnish(h, model);
+    assert_int_equal(0, socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, h->channel));
     const struct backend_options options = { .n_threads = 1 };
     h->backend = backend_open("cpu", &options, &err);
     assert_non_null(h->backend);
@@ -294,8 +302,11 @@ static inline void house_close(struct house *h)
             close(h->segments[i].fd[1]);
         }
     }
-    close(h->channel[0]);
-    close(h->channel[1]);
+    for (int i = 0; i < 2; i++) {
+        if (h->channel[i] >= 0) {
+            close(h->channel[i]);
+        }
+    }
     unlink(h->shard_path);
     snprintf(path, sizeof path, "%s/broker", h->dir);
     unlink(path);

@@ -130,6 +130,19 @@ static void unpack_split(enum dtype dtype, const uint8_t *column, struct matmul_
     }
 }
 
+/* Asks for what follows `size_bytes` at `from` one chunk (chunk_bytes of this group) later: the processor's own
+ * prefetch loses its way between the groups of a run. After the last chunk that is the next run; past the
+ * end of the tensor it does no harm. */
+static void prefetch_next(const struct product *p, const uint8_t *from, uint64_t chunk_bytes,
+                          uint64_t size_bytes, bool last_chunk)
+{
+    uint64_t skip = (uint64_t)(p->run_groups - 1) * MATMUL_ROWS * p->w->row_bytes;
+    const uint8_t *next = from + chunk_bytes + (last_chunk ? skip : 0);
+    for (uint64_t off = 0; off < size_bytes; off += 64) {
+        __builtin_prefetch(next + off);
+    }
+}
+
 /* Values k0 .. k0 + n - 1 of group g as tiles. */
 static void unpack_group(const struct job *job, const struct product *p, const uint8_t *base,
                          uint32_t g, uint32_t k0, uint32_t n, uint8_t *packed,
@@ -142,7 +155,10 @@ static void unpack_group(const struct job *job, const struct product *p, const u
     bool laid = w->layout == WEIGHTS_LAYOUT_ROWS16 && n_rows == MATMUL_ROWS;
     for (uint32_t b = k0 / d->block_values; b < (k0 + n) / d->block_values; b++) {
         const uint8_t *column = group + (uint64_t)b * MATMUL_ROWS * d->block_bytes;
-        if (!laid) {
+        if (laid) {
+            prefetch_next(p, column, (uint64_t)n / d->block_values * MATMUL_ROWS * d->block_bytes,
+                          MATMUL_ROWS * d->block_bytes, k0 + n == w->k);
+        } else {
             rows16_pack_column(w->dtype, group + (uint64_t)b * d->block_bytes, w->row_bytes, n_rows,
                                packed);
             column = packed;
@@ -165,7 +181,10 @@ static const uint8_t *float_group(const struct product *p, const uint8_t *base, 
     uint32_t left = w->m - g * MATMUL_ROWS, n_rows = left < MATMUL_ROWS ? left : MATMUL_ROWS;
     const uint8_t *group = base + (uint64_t)g * MATMUL_ROWS * w->row_bytes;
     if (w->layout == WEIGHTS_LAYOUT_ROWS16 && n_rows == MATMUL_ROWS) {
-        return group + (uint64_t)k0 * MATMUL_ROWS * size;
+        const uint8_t *at = group + (uint64_t)k0 * MATMUL_ROWS * size;
+        uint64_t chunk_bytes = (uint64_t)n * MATMUL_ROWS * size;
+        prefetch_next(p, at, chunk_bytes, chunk_bytes, k0 + n == w->k);
+        return at;
     }
     if (n_rows < MATMUL_ROWS) {
         memset(packed, 0, (size_t)n * MATMUL_ROWS * size);
@@ -206,6 +225,13 @@ static void write_group(const struct job *job, const struct product *p, uint32_t
     }
 }
 
+/* Few columns of a type that needs no unpacking, groups laid and whole. */
+static bool streams(const struct product *p, uint32_t g0, uint32_t n_groups, uint32_t n_cols)
+{
+    return p->w->dtype == DTYPE_Q8_0 && p->w->layout == WEIGHTS_LAYOUT_ROWS16 &&
+           n_cols <= MATMUL_STREAM_COLS && (g0 + n_groups) * MATMUL_ROWS <= p->w->m;
+}
+
 /* Groups g0 .. g0 + n_groups - 1 for panels panel0 .. panel1 - 1, at most BLOCK_COLS columns. */
 static void run_block(const struct job *job, const struct product *p, uint32_t expert, uint32_t g0,
                       uint32_t n_groups, uint32_t panel0, uint32_t panel1, struct lane_scratch *s)
@@ -217,6 +243,18 @@ static void run_block(const struct job *job, const struct product *p, uint32_t e
     size_t col_bytes = MATMUL_BLOCK_BYTES(job->n_slots); /* of one column and block of 32 */
     for (uint32_t g = 0; g < n_groups; g++) {
         memset(s->acc[g], 0, n_cols * sizeof s->acc[g][0]);
+    }
+    if (streams(p, g0, n_groups, n_cols)) {
+        const uint8_t *groups[RUN_GROUPS];
+        float *acc[RUN_GROUPS];
+        for (uint32_t g = 0; g < n_groups; g++) {
+            groups[g] = base + (uint64_t)(g0 + g) * MATMUL_ROWS * p->w->row_bytes;
+            acc[g] = s->acc[g][0];
+        }
+        job->kernels->stream(groups, n_groups, job->k / 32,
+                             job->int_panels + (size_t)block_col0 * (job->k / 32) * col_bytes,
+                             col_bytes * n_cols, (48 + 8 * (size_t)p->slot) * n_cols, n_cols, acc);
+        goto write;
     }
     for (uint32_t k0 = 0; k0 < job->k; k0 += CHUNK) {
         uint32_t n = job->k - k0 < CHUNK ? job->k - k0 : CHUNK;
@@ -248,6 +286,7 @@ static void run_block(const struct job *job, const struct product *p, uint32_t e
             }
         }
     }
+write:
     for (uint32_t g = 0; g < n_groups; g++) {
         write_group(job, p, expert, g0 + g, block_col0, n_cols, s->acc[g]);
     }
@@ -333,7 +372,7 @@ int cpu_matmul_check(struct backend *b, const struct matrix *w, struct err *err)
 }
 
 static void add_product(struct job *job, const struct matrix *w, const float *bias, float *y,
-                        uint32_t y_stride, unsigned n_threads)
+                        uint32_t y_stride, uint32_t n_cols, unsigned n_threads)
 {
     struct product *p = &job->products[job->n_products];
     *p = (struct product){ .w = w, .bias = bias, .y = y, .y_stride = y_stride };
@@ -353,9 +392,11 @@ static void add_product(struct job *job, const struct matrix *w, const float *bi
                    (q->codes_u7 ? 0 : MATMUL_WIDE);
     }
     p->n_groups = (w->m + MATMUL_ROWS - 1) / MATMUL_ROWS;
-    /* Long runs are faster, but everybody should get several. */
+    /* Many columns: a panel is read once for all groups of a run. Few: one stream of weights at a time lets the
+     * processor's prefetch keep up, except where nothing is unpacked. But everybody should get several runs. */
+    bool wide = n_cols > MATMUL_COLS_MAX || w->dtype == DTYPE_Q8_0;
     uint32_t share = p->n_groups * job->n_segments / (4 * n_threads);
-    p->run_groups = share < 1 ? 1 : share < RUN_GROUPS ? share : RUN_GROUPS;
+    p->run_groups = !wide || share < 1 ? 1 : share < RUN_GROUPS ? share : RUN_GROUPS;
     p->n_runs = (p->n_groups + p->run_groups - 1) / p->run_groups;
     job->n_products++;
 }
@@ -398,7 +439,8 @@ static void run_job(struct cpu_backend *c, struct job *job, size_t n_cols)
     /* Waking the team costs about as much as quantising 16k values. */
     size_t grain = n_cols * job->k < 16384 ? job->n_panels : 1;
     team_run(c->team, fill_panels, job, job->n_panels, grain);
-    team_run(c->team, run_items, job, n_items, 1);
+    /* Neighbouring runs on one thread: what is prefetched at a run's end is then used. */
+    team_run(c->team, run_items, job, n_items, n_cols < 32 ? team_grain(c->team, n_items, 8) : 1);
 }
 
 static int check_scratch(const struct cpu_backend *c, const uint8_t *end, struct err *err)
@@ -429,7 +471,7 @@ int cpu_matmul(struct backend *b, const struct op_matmul *op, struct err *err)
         if (check_weights(p->w, err) < 0) {
             return -1;
         }
-        add_product(&job, p->w, p->bias, p->y, p->y_stride, c->n_threads);
+        add_product(&job, p->w, p->bias, p->y, p->y_stride, op->n_rows, c->n_threads);
     }
     uint8_t *at = c->scratch;
     job.lanes = carve(&at, c->n_threads * sizeof *job.lanes);
@@ -502,7 +544,7 @@ int cpu_matmul_experts(struct backend *b, const struct op_matmul_experts *op, st
         order[count[op->experts[i]]++] = i;
     }
     job.order = order;
-    add_product(&job, w, op->bias, op->y, op->y_stride, c->n_threads);
+    add_product(&job, w, op->bias, op->y, op->y_stride, op->n_rows, c->n_threads);
     job.int_panels = carve(&at,
                            panels_bytes(op->n_rows, job.n_slots ? w->k : 0, false, job.n_slots));
     job.float_panels = carve(&at, job.any_floats ? (size_t)op->n_rows * w->k * sizeof(float) : 0);

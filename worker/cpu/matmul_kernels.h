@@ -8,8 +8,9 @@
 
 #include "proto/dtype.h"
 
-#define MATMUL_ROWS     16 /* lanes: output rows of a group */
-#define MATMUL_COLS_MAX 12 /* columns of a panel: 12 sums and 12 results leave 8 of 32 registers */
+#define MATMUL_ROWS        16 /* lanes: output rows of a group */
+#define MATMUL_STREAM_COLS 4  /* columns of a panel that stream takes */
+#define MATMUL_COLS_MAX    12 /* columns of a panel: 12 sums and 12 results leave 8 of 32 registers */
 
 /* 32 values of 16 rows as unsigned codes (code + bias), four values of a row side by side for one 8-bit
  * multiply-add; scale and negated minimum of values 0..15 and 16..31, [0] for all when 32 values share them. */
@@ -49,6 +50,12 @@ struct matmul_kernels {
     /* The same for float weights [n][16] of type F32, F16 or BF16 and a panel of f32 [n][n_cols]. */
     void (*dot_float)(enum dtype dtype, const uint8_t *weights, size_t n, const float *panel,
                       unsigned n_cols, float *acc);
+
+    /* Q8_0 groups of 16 rows as they stand in memory, 1 to 4 of them, with a panel of 1 to 4 columns: dot without a tile.
+     * acc[g]: [n_cols][16]. */
+    void (*stream)(const uint8_t *const *groups, unsigned n_groups, size_t n_blocks,
+                   const uint8_t *panel, size_t block_stride, size_t corr_off, unsigned n_cols,
+                   float *const *acc);
 
     /* Column c of a panel of width n_cols from k values of x; n_slots slots. */
     void (*quantise)(const float *x, size_t k, const struct matmul_slot *slots, unsigned n_slots,

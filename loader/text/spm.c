@@ -1,6 +1,7 @@
 /* SentencePiece's merging (tokenizers.md section 5): spaces become U+2581, then of all adjacent pairs whose
  * concatenation is a token the one with the best score is joined, leftmost first among equals, until none is left.
  * What is no token in the end is written as byte tokens. */
+#include <stdbool.h>
 #include <string.h>
 
 #include "loader/text/algorithm.h"
@@ -14,8 +15,17 @@ struct symbol {
 
 #define NONE UINT32_MAX
 
+static const uint8_t escaped[3] = { 0xe2, 0x96, 0x81 }; /* U+2581, a space in token texts */
+
+/* Which bytes some token has directly before a U+2581. Where a word begins behind any other byte no join can ever
+ * reach across, so words are joined one by one: the same ids, with a queue that fits the cache. */
+struct borders {
+    bool crossed[256];
+};
+
 struct spm {
     const struct vocab *vocab;
+    const struct borders *borders;
     uint8_t *text; /* prepared */
     size_t len, cap;
     struct symbol *symbols;
@@ -23,9 +33,33 @@ struct spm {
     struct heap pairs; /* key: score, best first, then left symbol; value: joined length */
 };
 
+static void spm_destroy(void *state)
+{
+    free(state);
+}
+
+static int spm_create(void **state, struct vocab *v, const struct weights *w, struct err *err)
+{
+    (void)w;
+    struct borders *b = calloc(1, sizeof *b);
+    if (!b) {
+        return err_set(err, ERR_NO_MEMORY, "a table of borders");
+    }
+    *state = b;
+    for (uint32_t id = 0; id < v->n_tokens; id++) {
+        size_t len;
+        const uint8_t *text = vocab_text(v, id, &len);
+        for (size_t i = 1; i + 3 <= len; i++) {
+            if (memcmp(text + i, escaped, 3) == 0) {
+                b->crossed[text[i - 1]] = true;
+            }
+        }
+    }
+    return 0;
+}
+
 static int prepare(struct spm *m, const struct fragment *f, struct err *err)
 {
-    static const uint8_t escaped[3] = { 0xe2, 0x96, 0x81 };
     size_t spaces = m->vocab->add_space_prefix && f->after_special;
     bool prefix = spaces;
     for (size_t i = 0; i < f->len; i++) {
@@ -51,6 +85,13 @@ static int prepare(struct spm *m, const struct fragment *f, struct err *err)
     return 0;
 }
 
+/* No join can reach from what ends before byte at to the symbol of len bytes there. */
+static bool is_border(const struct spm *m, size_t at, size_t len)
+{
+    return at == 0 || (len == 3 && memcmp(m->text + at, escaped, 3) == 0 &&
+                       !m->borders->crossed[m->text[at - 1]]);
+}
+
 /* One symbol for each character, its length by the lead byte alone: what follows is not checked. */
 static int cut(struct spm *m, struct err *err)
 {
@@ -60,14 +101,13 @@ static int cut(struct spm *m, struct err *err)
         if (GROW(&m->symbols, &m->symbols_cap, m->n + 1, err) < 0) {
             return -1;
         }
-        m->symbols[m->n] = (struct symbol){ .start = (uint32_t)at,
-                                            .len = (uint32_t)len,
-                                            .prev = m->n ? (uint32_t)m->n - 1 : NONE,
-                                            .next = (uint32_t)m->n + 1 };
-        m->n++;
+        uint32_t i = (uint32_t)m->n, prev = is_border(m, at, len) ? NONE : i - 1;
+        m->symbols[m->n++] = (struct symbol){ (uint32_t)at, (uint32_t)len, prev, NONE };
+        if (prev != NONE) {
+            m->symbols[prev].next = i;
+        }
         at += len;
     }
-    m->symbols[m->n - 1].next = NONE;
     return 0;
 }
 
@@ -98,13 +138,17 @@ static int note_pair(struct spm *m, uint32_t left, struct err *err)
     return heap_push(&m->pairs, key, len, err);
 }
 
-static int join_pairs(struct spm *m, struct err *err)
+/* Joins what stands between two borders, from its first symbol on; returns the next one's first through *first. */
+static int join_pairs(struct spm *m, uint32_t *first, struct err *err)
 {
-    for (uint32_t i = 0; i + 1 < m->n; i++) {
+    uint32_t i = *first;
+    do {
         if (note_pair(m, i, err) < 0) {
             return -1;
         }
-    }
+        i++;
+    } while (i < m->n && m->symbols[i].prev != NONE);
+    *first = i;
     while (m->pairs.n) {
         struct heap_item pair = heap_pop(&m->pairs);
         struct symbol *left = &m->symbols[(uint32_t)pair.key];
@@ -131,8 +175,11 @@ static int join_pairs(struct spm *m, struct err *err)
 
 static int emit(const struct spm *m, struct ids *out, struct err *err)
 {
-    for (uint32_t i = 0; i != NONE; i = m->symbols[i].next) {
+    for (size_t i = 0; i < m->n; i++) {
         const uint8_t *text = m->text + m->symbols[i].start;
+        if (m->symbols[i].len == 0) {
+            continue; /* joined to its left neighbour */
+        }
         int32_t id = vocab_find(m->vocab, text, m->symbols[i].len);
         if (id >= 0) {
             if (ids_push(out, id, err) < 0) {
@@ -154,10 +201,15 @@ static int emit(const struct spm *m, struct ids *out, struct err *err)
 static int spm_encode(const void *state, const struct vocab *v, const struct fragment *f,
                       struct ids *out, struct err *err)
 {
-    (void)state;
-    struct spm m = { .vocab = v };
-    int result = -1;
-    if (prepare(&m, f, err) == 0 && cut(&m, err) == 0 && join_pairs(&m, err) == 0) {
+    struct spm m = { .vocab = v, .borders = state };
+    int result = prepare(&m, f, err);
+    if (result == 0) {
+        result = cut(&m, err);
+    }
+    for (uint32_t first = 0; result == 0 && first < m.n;) {
+        result = join_pairs(&m, &first, err);
+    }
+    if (result == 0) {
         result = emit(&m, out, err);
     }
     free(m.text);
@@ -166,4 +218,6 @@ static int spm_encode(const void *state, const struct vocab *v, const struct fra
     return result;
 }
 
-const struct algorithm algorithm_spm = { .encode = spm_encode };
+const struct algorithm algorithm_spm = { .create = spm_create,
+                                         .destroy = spm_destroy,
+                                         .encode = spm_encode };

@@ -159,7 +159,7 @@ static bool read_channel(struct service *s)
 
 static void loop(struct service *s)
 {
-    bool more = false;
+    bool more = true; /* greet() has sent: the descriptor may have rung already (proto/link.h) */
     for (;;) {
         enum { LINK, CHANNEL, N };
         struct pollfd polled[N] = {

@@ -32,7 +32,8 @@ static const struct {
     [ERR_POISON] = { "poison", 1, 500 },
 };
 
-static void set_text(struct err *err, const char *format, va_list args)
+__attribute__((format(printf, 2, 0))) static void set_text(struct err *err, const char *format,
+                                                           va_list args)
 {
     vsnprintf(err->text, sizeof err->text, format, args);
     /* One line per error, whatever stands in a file's names. */

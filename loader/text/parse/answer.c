@@ -125,6 +125,11 @@ bool answer_try(struct answer *a)
     return a->n_tries++ < ANSWER_TRIES_MAX;
 }
 
+void answer_give_up(struct answer *a)
+{
+    a->n_tries = ANSWER_TRIES_MAX;
+}
+
 void answer_reasoning(struct answer *a, struct span text)
 {
     add(a->reasoning, &a->reasoning_len, text);

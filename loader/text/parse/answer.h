@@ -15,6 +15,9 @@ struct span {
         .p = "" literal, .len = sizeof(literal) - 1                                                \
     }
 
+/* Places of one answer where a call is looked for: each may read all the rest. */
+#define ANSWER_TRIES_MAX (PARSE_CALLS_MAX + 64)
+
 struct answer {
     const struct parse_format *format;
     const struct json *tools;
@@ -24,12 +27,12 @@ struct answer {
     int n_tries;
 };
 
-#define ANSWER_TRIES_MAX                                                                           \
-    256 /* places of one answer where a call is looked for: each may read all the rest */
-
 /* --- spans (answer.c) --- */
-struct span span_from(struct span s, size_t off); /* s without its first off bytes */
-struct span span_trim(struct span s);             /* without white space at both ends */
+
+/* s without its first off bytes. */
+struct span span_from(struct span s, size_t off);
+/* Without white space at both ends. */
+struct span span_trim(struct span s);
 bool span_starts(struct span s, const char *prefix);
 bool span_is(struct span s, const char *text);
 const char *span_find(struct span s, const char *needle); /* NULL when there is none */
@@ -49,6 +52,8 @@ bool answer_knows(const struct answer *a, struct span name); /* a tool of this n
 bool answer_call(struct answer *a, struct span name, struct json *take_arguments, struct span id);
 /* Counts one more place to look for a call; false when it is one too many. */
 bool answer_try(struct answer *a);
+/* No more: something was opened that does not end, so that every further place would read to the end. */
+void answer_give_up(struct answer *a);
 /* A JSON value from text; false when it is none. A bare null gives NULL. */
 bool json_from(struct span text, struct json **value);
 /* A copy of a value that belongs to another. */

@@ -116,6 +116,9 @@ static bool gemma_call(struct answer *a, struct span *text)
     name = span_until(rest, brace);
     rest = span_from(rest, name.len);
     size_t len = gemma_object(rest, &json);
+    if (!len) {
+        answer_give_up(a);
+    }
     bool good = len && !json.failed &&
                 json_from((struct span){ .p = json.p, .len = json.len }, &arguments) &&
                 answer_call(a, span_trim(name), arguments, SPAN(""));

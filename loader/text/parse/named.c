@@ -28,6 +28,7 @@ static bool named_call(struct answer *a, struct span *text)
     }
     const char *end = span_find(rest, format->args_open);
     if (!end) {
+        answer_give_up(a);
         return false;
     }
     struct span name = span_until(rest, end);
@@ -45,6 +46,9 @@ static bool named_call(struct answer *a, struct span *text)
     }
     struct json *arguments;
     size_t len = span_json(rest);
+    if (!len && rest.len && rest.p[0] == '{') {
+        answer_give_up(a);
+    }
     if (!len || !json_from((struct span){ .p = rest.p, .len = len }, &arguments)) {
         return false;
     }

@@ -295,7 +295,7 @@ struct seq *value_iterate(struct vm *vm, struct value v)
         return v.seq;
     case VALUE_GENERATOR:
         out = seq_new(vm, VALUE_LIST, 0).seq;
-        out->items = v.seq->items + v.seq->done;
+        out->items = v.seq->n ? v.seq->items + v.seq->done : NULL;
         out->n = out->cap = v.seq->n - v.seq->done;
         v.seq->done = v.seq->n;
         return out;

@@ -510,7 +510,8 @@ static void on_take(struct serve *s, const Hearth__WorkerTake *take)
     }
     struct resident *r = find_resident(s, take->model);
     if (!r || r->phase != RESIDENT_READY) {
-        err_set(&err, ERR_NOT_FOUND, "model %" PRIu64 " is not bound", take->model);
+        /* Busy, not an error of the request: it can go on when the model is here. */
+        err_set(&err, ERR_BUSY, "model %" PRIu64 " is not bound", take->model);
         say_released(s, name, &err);
         return;
     }

@@ -370,7 +370,7 @@ static void bad_requests_end_with_a_reason(void **state)
     int slot = house_admit(&house, prompt, 20, &params, NULL, HOUSE_CHILD);
     house_give(&house, slot);
     HOUSE_UNTIL(&house, house.n_released == 1); /* no model is bound */
-    assert_string_equal(house.code, err_name(ERR_NOT_FOUND));
+    assert_string_equal(house.code, err_name(ERR_BUSY));
     house_bind(&house, 2, 0);
     journal_slot_at(&house.journal, (uint32_t)slot)->owner = HOUSE_CHILD + 1;
     house_give(&house, slot);

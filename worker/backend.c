@@ -9,6 +9,7 @@ static const struct {
     const char *name;
     struct backend *(*open)(const struct backend_options *, struct err *);
 } backends[] = {
+    /* the best first */
     { "cpu", cpu_open },
 };
 
@@ -22,6 +23,11 @@ struct backend *backend_open(const char *name, const struct backend_options *opt
     }
     err_set(err, ERR_UNSUPPORTED, "device %s: not in this build", name);
     return NULL;
+}
+
+const char *backend_best(void)
+{
+    return backends[0].name;
 }
 
 void backend_close(struct backend **b)

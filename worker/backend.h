@@ -360,6 +360,9 @@ struct backend_options {
     uint32_t n_threads; /* CPU compute threads; 0: all cores the process may use */
 };
 
+/* What "auto" means: the best backend of this build. */
+const char *backend_best(void);
+
 /* Opens "cpu" (or a name that this build has). The owner is the loop thread.
  * Errors: ERR_UNSUPPORTED for a name that is not in the table, ERR_NO_MEMORY, ERR_BAD_INPUT for HEARTH_ISA. */
 struct backend *backend_open(const char *name, const struct backend_options *options,

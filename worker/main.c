@@ -33,7 +33,7 @@ static int read_arguments(int argc, char **argv, struct arguments *a, struct err
         long n = 0;
         switch (c) {
         case 'd':
-            a->device = optarg;
+            a->device = strcmp(optarg, "auto") == 0 ? backend_best() : optarg;
             break;
         case 't':
             n = strtol(optarg, &end, 10);

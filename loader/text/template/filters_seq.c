@@ -298,8 +298,11 @@ static struct seq *items_or_none(struct vm *vm, struct value v)
 static struct args rest_of(const struct args *args, size_t from)
 {
     struct args rest = *args;
-    rest.positional += args->n > from ? from : 0;
-    rest.n = args->n > from ? args->n - from : 0;
+    size_t skipped = args->n < from ? args->n : from;
+    if (skipped) {
+        rest.positional += skipped;
+        rest.n -= skipped;
+    }
     return rest;
 }
 

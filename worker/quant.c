@@ -115,7 +115,7 @@ static void split_mxfp4(const uint8_t *b, struct quant_split *s)
     s->scale[0] = ldexpf(1.0f, b[0] - 128); /* half of 2^(E-127): the codes are doubled */
 }
 
-static float ue4m3(unsigned x)
+float quant_ue4m3(unsigned x)
 {
     unsigned exponent = (x >> 3) & 15, mantissa = x & 7;
     if ((x & 0x7f) == 0x7f) {
@@ -132,7 +132,7 @@ static void split_nvfp4(const uint8_t *b, struct quant_split *s)
         s->codes[e] = quant_fp4[(b[4 + 8 * sub + r % 8] >> (4 * (r / 8))) & 15];
     }
     for (int sub = 0; sub < 4; sub++) {
-        s->scale[sub] = ue4m3(b[sub]) * 0.5f;
+        s->scale[sub] = quant_ue4m3(b[sub]) * 0.5f;
     }
 }
 

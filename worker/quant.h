@@ -53,3 +53,6 @@ int quant_validate(enum dtype dtype, const void *blocks, uint64_t n_values, stru
 /* bf16 bits <-> f32, to nearest even; NaN stays NaN. */
 uint16_t quant_bf16_of_f32(float value);
 float quant_f32_of_bf16(uint16_t bits);
+
+/* The value of an NVFP4 scale byte; bit 7 is ignored. */
+float quant_ue4m3(unsigned x);

@@ -71,10 +71,27 @@ struct job {
 
 /* ---- tables ---- */
 
-uint32_t matmul_iq3xxs[256], matmul_iq3s[512];
+uint32_t matmul_iq3xxs[256], matmul_iq3s[512], matmul_ue4m3[128];
+uint32_t matmul_iq2xxs[512], matmul_iq2xs[1024], matmul_iq2s[2048], matmul_iq1s[4096];
+
+/* n octets of two-bit levels; values: what the levels mean. */
+static void expand_octets(const uint16_t *grid, unsigned n, const uint8_t values[3],
+                          uint32_t *out)
+{
+    for (unsigned i = 0; i < n; i++) {
+        for (unsigned j = 0; j < 8; j++) {
+            out[2 * i + j / 4] |= (uint32_t)values[(grid[i] >> (2 * j)) & 3] << (8 * (j % 4));
+        }
+    }
+}
 
 static void fill_tables(void)
 {
+    static const uint8_t iq2[3] = { 8, 25, 43 }, iq1[3] = { 56, 64, 72 };
+    expand_octets(quant_grid_iq2xxs, 256, iq2, matmul_iq2xxs);
+    expand_octets(quant_grid_iq2xs, 512, iq2, matmul_iq2xs);
+    expand_octets(quant_grid_iq2s, 1024, iq2, matmul_iq2s);
+    expand_octets(quant_grid_iq1s, 2048, iq1, matmul_iq1s);
     for (unsigned i = 0; i < 512; i++) {
         uint32_t s = 0, xxs = 0;
         for (unsigned j = 0; j < 4; j++) {
@@ -84,6 +101,10 @@ static void fill_tables(void)
         }
         matmul_iq3s[i] = s;
         matmul_iq3xxs[i % 256] = xxs;
+    }
+    for (unsigned i = 0; i < 128; i++) {
+        float scale = quant_ue4m3(i);
+        memcpy(&matmul_ue4m3[i], &scale, sizeof scale);
     }
 }
 

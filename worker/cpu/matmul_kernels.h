@@ -67,7 +67,9 @@ extern const struct matmul_kernels matmul_portable, matmul_avx2, matmul_avx512;
 /* The table for an enum cpu_isa. */
 const struct matmul_kernels *matmul_kernels_of(int isa);
 
-/* The codebooks expanded for look-ups of four codes: one u32 for each index of IQ3_XXS and IQ3_S. Constant after
- * matmul_tables_init, which any thread may call at any time. */
-extern uint32_t matmul_iq3xxs[256], matmul_iq3s[512];
+/* The codebooks expanded for look-ups of four codes: one u32 for each index of IQ3, two for an octet of IQ2 (magnitudes)
+ * and IQ1 (8 * grid + 64), and the f32 bits of NVFP4's scales. Constant after matmul_tables_init, which any thread may
+ * call at any time. */
+extern uint32_t matmul_iq3xxs[256], matmul_iq3s[512], matmul_ue4m3[128];
+extern uint32_t matmul_iq2xxs[512], matmul_iq2xs[1024], matmul_iq2s[2048], matmul_iq1s[4096];
 void matmul_tables_init(void);

@@ -52,7 +52,7 @@ void lexer_init(struct lexer *l, struct vm *vm, const char *text, size_t len)
     l->text = copy;
     l->len = n;
     size_t off;
-    if (!utf8_valid(copy, n, &off)) {
+    if (!utf8_check(copy, n, &off)) {
         for (size_t i = 0; i < off; i++) {
             l->line += copy[i] == '\n';
         }

@@ -405,7 +405,7 @@ size_t utf8_offset(const char *p, size_t len, size_t n)
     return i;
 }
 
-bool utf8_valid(const char *p, size_t len, size_t *bad_off)
+bool utf8_check(const char *p, size_t len, size_t *bad_off)
 {
     const char *at = p, *end = p + len;
     while (at < end) {

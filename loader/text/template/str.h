@@ -48,7 +48,7 @@ size_t utf8_put(uint32_t cp, char out[4]);
 size_t utf8_count(const char *p, size_t len);
 /* Byte offset of the nth code point (len when there are fewer). */
 size_t utf8_offset(const char *p, size_t len, size_t n);
-bool utf8_valid(const char *p, size_t len, size_t *bad_off);
+bool utf8_check(const char *p, size_t len, size_t *bad_off);
 
 /* Classes and case (glyph.c, made from the Unicode Character Database). */
 bool glyph_printable(uint32_t cp);

@@ -161,6 +161,12 @@ static int set_key(struct config *c, const char *key, const char *value, bool *k
         return take_dir(c, value, err);
     }
     if (strcmp(key, "device") == 0) {
+        unsigned n;
+        char end;
+        if (strcmp(value, "auto") != 0 && strcmp(value, "cpu") != 0 &&
+            sscanf(value, "cuda:%u%c", &n, &end) != 1) {
+            return err_set(err, ERR_USAGE, "device %s: auto, cpu or cuda:N", value);
+        }
         return take_text(c->device, sizeof c->device, value, err);
     }
     if (strcmp(key, "threads") == 0) {

@@ -134,7 +134,8 @@ void readers_know(struct readers *r, uint64_t segment)
     *reader = (struct reader){ .segment = segment, .event_fd = -1 };
     struct err err;
     if (take(r, reader, &err) < 0) {
-        log_warn("reader %" PRIu64 ": %s: it is not woken", segment, err.text);
+        /* Normal when its client has just left. */
+        log_debug("reader %" PRIu64 ": %s: it is not woken", segment, err.text);
     }
 }
 

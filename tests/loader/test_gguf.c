@@ -143,7 +143,7 @@ static void names_what_is_wrong(void **state)
 
 static uint8_t *fixture(size_t *size)
 {
-    uint8_t *data = try_read(HEARTH_FIXTURES "/loader/four-kib.gguf", size);
+    uint8_t *data = try_read(HEARTH_FIXTURES "/four-kib.bin", size);
     if (!data) {
         static struct maker m;
         make_small(&m);

@@ -11,7 +11,7 @@
 #include "proto/channel.h"
 #include "proto/weights.h"
 
-static const char *const fixture = HEARTH_FIXTURES "/loader/four-kib.gguf";
+static const char *const fixture = HEARTH_FIXTURES "/four-kib.bin";
 
 /* Runs the loader on a fresh segment, by hand (channel -1) or as a keeper's child. Returns its exit code. */
 static int run(int segment, int channel, const char *const *args)

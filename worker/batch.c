@@ -32,7 +32,7 @@ uint32_t batch_plan(struct batch_item *items, uint32_t n_items, uint32_t budget,
 
 void batch_pace_init(struct batch_pace *pace)
 {
-    *pace = (struct batch_pace){ .shared_rows = 2 * BATCH_ROWS_MIN, .alone_rows = 256 };
+    *pace = (struct batch_pace){ .shared_rows = 2 * BATCH_ROWS_MIN, .alone_rows = BATCH_ALONE_MIN };
 }
 
 static double clamp(double value, double low, double high)
@@ -50,9 +50,10 @@ void batch_observe(struct batch_pace *pace, bool others_decode, uint32_t prefill
 {
     double *rows = others_decode ? &pace->shared_rows : &pace->alone_rows;
     double aim = others_decode ? BATCH_SHARED_S : BATCH_ALONE_S;
+    double least = others_decode ? BATCH_ROWS_MIN : BATCH_ALONE_MIN;
     if (prefill_rows < (uint32_t)*rows || seconds <= 0) {
         return;
     }
     /* At most a doubling or halving at a time: one odd step must not decide. */
-    *rows = clamp(*rows * clamp(aim / seconds, 0.5, 2), BATCH_ROWS_MIN, BATCH_ROWS_MAX);
+    *rows = clamp(*rows * clamp(aim / seconds, 0.5, 2), least, BATCH_ROWS_MAX);
 }

@@ -10,10 +10,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define BATCH_ROWS_MAX 512   /* of one step: beyond it larger matmuls gain nothing on a CPU */
-#define BATCH_ROWS_MIN 16    /* a chunk this small still shares one pass over the weights */
-#define BATCH_SHARED_S 0.050 /* what a prefill chunk may cost those who decode */
-#define BATCH_ALONE_S  0.250 /* how late a cancel or a newcomer may be heard */
+#define BATCH_ROWS_MAX  512   /* of one step: beyond it larger matmuls gain nothing on a CPU */
+#define BATCH_ROWS_MIN  16    /* a chunk this small still shares one pass over the weights */
+#define BATCH_ALONE_MIN 256   /* of prompts alone: below it reading the weights shows */
+#define BATCH_SHARED_S  0.050 /* what a prefill chunk may cost those who decode */
+#define BATCH_ALONE_S                                                                              \
+    0.500 /* how late a cancel or a newcomer may be heard, where BATCH_ALONE_MIN allows */
 
 struct batch_item {
     uint32_t n_left; /* tokens to feed until logits are due: 1 is a decode row; 0: not now */

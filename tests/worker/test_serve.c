@@ -161,7 +161,7 @@ static void a_new_worker_goes_on(void **state)
     house_bind(&house, 4, 0);
     run(150, 5, &params, NULL, &whole);
     uint32_t child = HOUSE_CHILD;
-    for (int round = 0; round < 6; round++) {
+    for (int round = 0; round < 2; round++) {
         prompt_of(prompt, 150, 5);
         int slot = house_admit(&house, prompt, 150, &params, NULL, child);
         house_give(&house, slot);

@@ -1,12 +1,17 @@
 #include "clients/status_json.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "proto/json.h"
+#include "proto/utf8.h"
 
+/* Names come from outside (a client's, a file's): what is no UTF-8 is no JSON either. */
 static void set_str(struct json *object, const char *key, ProtobufCBinaryData text)
 {
-    json_set(object, key, json_new_str((const char *)text.data, text.len));
+    bool valid = utf8_valid((const char *)text.data, text.len);
+    json_set(object, key,
+             valid ? json_new_str((const char *)text.data, text.len) : json_new_str("?", 1));
 }
 
 static void set_int(struct json *object, const char *key, uint64_t value)
@@ -80,7 +85,11 @@ static struct json *model_json(const Hearth__ModelInfo *m)
 static struct json *request_json(const Hearth__RequestInfo *r)
 {
     struct json *o = json_new_object();
-    set_str(o, "id", r->id);
+    char hex[2 * LIMIT_REQUEST_ID_BYTES + 1] = "";
+    for (size_t i = 0; i < r->id.len && i < LIMIT_REQUEST_ID_BYTES; i++) {
+        snprintf(hex + 2 * i, 3, "%02x", r->id.data[i]);
+    }
+    json_set(o, "id", json_new_str(hex, strlen(hex)));
     set_str(o, "model", r->model);
     set_str(o, "state", r->state);
     set_str(o, "client", r->client);

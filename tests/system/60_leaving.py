@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 
-from house import House, lines, main, wait_for
+from house import House, lines, main, partial_of, wait_for
 
 LONG_STORY = ("complete", "--temp", 0, "-n", 1900, "--ignore-eos", "Once upon a time")
 
@@ -71,6 +71,6 @@ def a_closed_pipe_ends_the_request(house):
 
 
 with House() as one:
-    main(*[lambda f=f: f(one) for f in (
+    main(*[partial_of(f, one) for f in (
         a_killed_client_frees_its_slot, an_interrupt_keeps_what_came, cancel_by_id, a_detached_request_is_picked_up,
         picked_up_in_the_middle, a_closed_pipe_ends_the_request)])

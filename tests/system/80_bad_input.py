@@ -4,7 +4,7 @@ import random
 import socket
 import struct
 
-from house import House, main, one_line, wait_for
+from house import House, main, one_line, partial_of, wait_for
 
 
 def refused(house, code, *args, input=b""):
@@ -95,6 +95,6 @@ def many_silent_connections(house):
 
 
 with House() as one:
-    main(*[lambda f=f: f(one) for f in (
+    main(*[partial_of(f, one) for f in (
         numbers_beyond_the_context, options_out_of_range, bytes_that_are_no_text, user_text_is_never_a_special_token,
         frames_of_nonsense, many_silent_connections)])

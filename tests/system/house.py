@@ -131,6 +131,14 @@ def one_line(stderr):
     return text
 
 
+def partial_of(test, house):
+    """A test of a house that several share, under its own name."""
+    def run():
+        test(house)
+    run.__name__ = test.__name__
+    return run
+
+
 def main(*tests):
     for test in tests:
         started = time.monotonic()

@@ -333,6 +333,28 @@ static int add_rope(struct bind *b, double base, uint32_t n_rot, bool scaled, co
     return 0;
 }
 
+/* Several position axes, for images: text gives all of them the same position but the last, whose pairs stay (IMROPE, with
+ * rope.dimension_sections [s0, s1, s2, s3]). Sections of ordinary files leave the last axis nothing. */
+static int still_last_axis(struct bind *b, int rope)
+{
+    uint32_t s[3];
+    if (!find_key(b, "rope.dimension_sections")) {
+        return 0;
+    }
+    for (uint32_t i = 0; i < 3; i++) {
+        if (key_u32_at(b, "rope.dimension_sections", i, 0, &s[i]) < 0) {
+            return -1;
+        }
+    }
+    struct model_rope *r = &b->m->ropes[rope];
+    for (uint32_t j = 0; j < r->n_pairs; j++) {
+        if (j >= 3 * s[j % 3]) {
+            r->freq[j] = 0.0;
+        }
+    }
+    return 0;
+}
+
 /* The tables of a model: [0] for full layers, [1] for window layers where these differ. */
 static int bind_ropes(struct bind *b, uint32_t k_dim, int ropes[2])
 {
@@ -361,6 +383,9 @@ static int bind_ropes(struct bind *b, uint32_t k_dim, int ropes[2])
         return -1;
     }
     ropes[1] = ropes[0];
+    if ((a->flags & ARCH_INTERLEAVED_HEADS) && still_last_axis(b, ropes[0]) < 0) {
+        return -1;
+    }
     if (a->flags & ARCH_GEMMA4) {
         uint32_t d;
         if (key_u32(b, "attention.key_length_swa", k_dim, &d) < 0 ||

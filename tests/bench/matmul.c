@@ -1,5 +1,5 @@
-/* bench_matmul [TYPE [COLUMNS [THREADS]]]: GB/s of weights and GMAC/s of one product, the best of a few rounds, on each
- * instruction set. Weights are larger than the caches (96 MB), laid by rows of 16. */
+/* bench_matmul [TYPE [COLUMNS [THREADS [ISA]]]]: GB/s of weights and GMAC/s of one product, the best of a few rounds. ISA: 0
+ * portable, 1 avx2, 2 avx512 (the default). Weights are larger than the caches (96 MB), laid by rows of 16. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -83,11 +83,11 @@ int main(int argc, char **argv)
     int dtype = argc > 1 ? dtype_of_name(argv[1]) : DTYPE_Q8_0;
     uint32_t n_cols = argc > 2 ? (uint32_t)atoi(argv[2]) : 1;
     unsigned n_threads = argc > 3 ? (unsigned)atoi(argv[3]) : 1;
-    if (dtype < 0 || n_cols < 1 || n_cols > 4096 || n_threads > 64) {
-        fprintf(stderr, "bench_matmul [TYPE [COLUMNS [THREADS]]]\n");
+    enum cpu_isa isa = argc > 4 ? (enum cpu_isa)atoi(argv[4]) : CPU_ISA_AVX512;
+    if (isa > CPU_ISA_AVX512 || dtype < 0 || n_cols < 1 || n_cols > 4096 || n_threads > 64) {
+        fprintf(stderr, "bench_matmul [TYPE [COLUMNS [THREADS [ISA]]]]\n");
         return 2;
     }
-    enum cpu_isa isa = argc > 4 ? (enum cpu_isa)atoi(argv[4]) : CPU_ISA_AVX512;
     measure((enum dtype)dtype, n_cols, n_threads, isa);
     return 0;
 }

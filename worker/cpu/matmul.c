@@ -75,8 +75,7 @@ uint32_t matmul_iq3xxs[256], matmul_iq3s[512], matmul_ue4m3[128];
 uint32_t matmul_iq2xxs[512], matmul_iq2xs[1024], matmul_iq2s[2048], matmul_iq1s[4096];
 
 /* n octets of two-bit levels; values: what the levels mean. */
-static void expand_octets(const uint16_t *grid, unsigned n, const uint8_t values[3],
-                          uint32_t *out)
+static void expand_octets(const uint16_t *grid, unsigned n, const uint8_t values[3], uint32_t *out)
 {
     for (unsigned i = 0; i < n; i++) {
         for (unsigned j = 0; j < 8; j++) {
@@ -415,7 +414,8 @@ static void add_product(struct job *job, const struct matrix *w, const float *bi
     p->n_groups = (w->m + MATMUL_ROWS - 1) / MATMUL_ROWS;
     /* Many columns: a panel is read once for all groups of a run. Few: one stream of weights at a time lets the
      * processor's prefetch keep up, except where nothing is unpacked. But everybody should get several runs. */
-    bool wide = n_cols > MATMUL_COLS_MAX || w->dtype == DTYPE_Q8_0;
+    bool wide = n_cols > MATMUL_COLS_MAX ||
+                (w->dtype == DTYPE_Q8_0 && n_cols <= MATMUL_STREAM_COLS);
     uint32_t share = p->n_groups * job->n_segments / (4 * n_threads);
     p->run_groups = !wide || share < 1 ? 1 : share < RUN_GROUPS ? share : RUN_GROUPS;
     p->n_runs = (p->n_groups + p->run_groups - 1) / p->run_groups;

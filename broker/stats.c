@@ -197,8 +197,8 @@ static void add_requests(struct broker *b, Hearth__Status *s)
     for (uint32_t i = 0; i < b->requests.n; i++) {
         const struct request *r = b->requests.list[i];
         const struct client *c = clients_find(&b->clients, r->client);
-        if (r->gone) {
-            continue;
+        if (r->gone || request_ended(r)) {
+            continue; /* what waits or runs: ends are kept for their clients alone */
         }
         const char *model = r->model      ? r->model->file.name
                             : r->admitted ? request_slot(r)->model.name

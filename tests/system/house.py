@@ -84,8 +84,9 @@ class House:
         return done
 
     def popen(self, *args):
+        # Unbuffered: communicate() would not see what read() has taken beyond its byte.
         return subprocess.Popen(self.argv(*args), env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE)
+                                stderr=subprocess.PIPE, bufsize=0)
 
     def ids(self, *args):
         """The token ids of a completion."""

@@ -261,6 +261,13 @@ void evals_done(struct broker *b, uint32_t child, const Hearth__WorkerEvaluated 
         message_copy(code, sizeof code, done->code);
         why.code = err_code_of_name(code);
         message_copy(why.text, sizeof why.text, done->text);
+        if (why.code == ERR_BUSY || why.code == ERR_NOT_FOUND) {
+            drop_segment(b, e); /* its model has just left the device: it begins again */
+            e->state = EVAL_WAITING;
+            e->worker = 0;
+            broker_alarm(b, b->now_ms + 50);
+            return;
+        }
         fail(b, e, &why);
         return;
     }

@@ -96,7 +96,7 @@ static inline int house_load(const char *path)
     struct err err;
     struct load *l = load_open(path, false, &err);
     assert_non_null(l);
-    assert_ok(load_parse(l, WEIGHTS_LAYOUT_FILE, &err), err);
+    assert_ok(load_parse(l, WEIGHTS_LAYOUT_ROWS16, &err), err);
     int fd = memfd_create("weights", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     assert_true(fd >= 0);
     assert_ok(load_publish(l, fd, &err), err);

@@ -301,6 +301,7 @@ static void leave_requests(struct broker *b, const struct client *c)
         }
         if (r->client == c->number) {
             r->client = 0;
+            r->left = true;
             if (r->admitted) {
                 request_slot(r)->attached = 0;
             }

@@ -372,15 +372,42 @@ void request_free(struct broker *b, struct request *r)
     r->gone = true;
 }
 
+bool requests_free_left(struct broker *b, const struct shard *shard)
+{
+    struct request *oldest = NULL;
+    for (uint32_t i = 0; i < b->requests.n; i++) {
+        struct request *r = b->requests.list[i];
+        if (r->shard == shard && !r->gone && r->left && r->client == 0 && !r->detach &&
+            r->admitted && request_ended(r) && (!oldest || r->ended_ms < oldest->ended_ms)) {
+            oldest = r;
+        }
+    }
+    if (oldest) {
+        request_free(b, oldest);
+    }
+    return oldest != NULL;
+}
+
 /* ---- every turn ---- */
+
+/* How long an end is kept. A client that did not ask to be detached and does not come back has no use for it: its Ack was
+ * on its way when it ended, or it died. */
+static uint64_t kept_ms(const struct broker *b, const struct request *r)
+{
+    uint64_t keep_s = b->config.keep_s;
+    if (r->client == 0 && !r->detach && keep_s > LIMIT_COME_BACK_S) {
+        keep_s = LIMIT_COME_BACK_S;
+    }
+    return keep_s * 1000;
+}
 
 static void act_one(struct broker *b, struct request *r, uint64_t unix_ms)
 {
     struct err why = { 0 };
     if (request_ended(r)) {
-        uint64_t until = r->ended_ms + (uint64_t)b->config.keep_s * 1000;
+        uint64_t until = r->ended_ms + kept_ms(b, r);
         if (b->now_ms >= until && r->admitted) {
-            log_debug("an end that nobody acknowledged in %u s expires", b->config.keep_s);
+            log_debug("an end that nobody acknowledged expires");
             request_free(b, r);
         } else {
             broker_alarm(b, until);

@@ -66,6 +66,7 @@ struct request {
     struct model *model;         /* NULL only when it ended before this broker */
     struct request_draft *draft; /* owned; NULL after admission */
     uint64_t client;             /* whose line's end matters; 0: nobody's */
+    bool left;                   /* its client's line ended: it will hardly be acknowledged */
     uint64_t come_back_ms; /* after a broker's restart: its client has until then; 0: no matter */
     struct link_peer peer; /* who waits for Accepted, until admission */
     bool has_cookie;
@@ -132,6 +133,9 @@ void request_cancel(struct broker *b, struct request *r, const struct err *why);
 
 /* An end was acknowledged, or expired: the slot is free. */
 void request_free(struct broker *b, struct request *r);
+
+/* Frees the oldest end that a client which is gone left behind unacknowledged; false when there is none. */
+bool requests_free_left(struct broker *b, const struct shard *shard);
 
 /* The log is the broker's again: to its end when it has one, else to the queue. */
 void request_return(struct broker *b, struct request *r, const char *why);

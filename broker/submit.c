@@ -391,6 +391,9 @@ static int admit(struct broker *b, struct request *r, struct err *err)
     uint32_t biases_bytes = p->n_biases * (uint32_t)sizeof(struct journal_bias);
     uint64_t log_bytes = journal_log_need(p->n_max, piece, p->n_alternatives);
     int at = journal_reserve(j, d->n_ids, biases_bytes + d->stops_bytes, log_bytes, err);
+    while (at < 0 && err->code == ERR_BUSY && requests_free_left(b, r->shard)) {
+        at = journal_reserve(j, d->n_ids, biases_bytes + d->stops_bytes, log_bytes, err);
+    }
     if (at < 0) {
         return -1;
     }

@@ -163,7 +163,7 @@ static int read_attach(struct hearth *h, struct err *err)
             h->bulk_fd = fds[0];
             h->bulk_tag = msg.value;
             fds[0] = -1;
-        } else if (msg.op == CHANNEL_DONE && msg.status != ERR_NONE) {
+        } else if (msg.status != ERR_NONE) {
             return err_set(err, (enum err_code)msg.status, "%s", msg.text);
         }
         for (int i = 0; i < CHANNEL_FDS_MAX; i++) {

@@ -34,13 +34,15 @@ class House:
             self.start()
 
     # ---- the service ----
-    def start(self):
+    def start(self, wait=True):
         args = [os.path.join(BIN, "hearth"), "serve"]
         for directory in self.models:
             args += ["--models", directory]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(args + self.options, env=self.env, stderr=log, stdout=log,
                                             stdin=subprocess.DEVNULL)
+        if not wait:
+            return
         waited = self.hearth("status", "--wait", str(PATIENCE_S), check=False)
         if waited.returncode != 0:
             raise AssertionError("not ready: %s\n%s" % (waited.stderr.decode(), self.log()))

@@ -144,6 +144,7 @@ static struct model *get_row(struct broker *b, const struct catalog_pick *pick, 
         /* Another file under the old name: what was known of it no longer holds. */
         m->file = pick->file;
         m->info = (struct model_info){ 0 };
+        m->state_want = 0;
         m->digest = 0;
         m->error = m->text.failed = (struct err){ 0 };
         drop(b, &m->state_segment);
@@ -362,7 +363,7 @@ static bool may_leave(const struct model *m)
 static int make_room(struct broker *b, struct model *m, struct err *err)
 {
     struct models *t = &b->models;
-    uint64_t need = m->file.size_bytes, budget = b->config.ram_budget, kept = 0;
+    uint64_t need = m->file.size_bytes + m->state_want, budget = b->config.ram_budget, kept = 0;
     uint64_t used = models_used(t), claims = 0;
     bool leaving = false;
     for (uint32_t i = 0; i < t->n; i++) {
@@ -793,7 +794,12 @@ static void say_bind(struct broker *b, struct model *m, struct worker *w)
     uint64_t available = b->models.mem_available ? b->models.mem_available() : mem_available();
     left = left < available ? left : available;
     bind.has_state_bytes_max = true;
-    bind.state_bytes_max = m->state_segment ? m->state_bytes : left / 2;
+    bind.state_bytes_max = m->state_segment ? m->state_bytes
+                           : m->state_want  ? m->state_want
+                                            : left / 2;
+    if (m->info.known) {
+        bind.ctx = m->info.ctx; /* requests were admitted to this context: it is not cut later */
+    }
     if (post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_BIND, &bind) == 0) {
         m->bind = BIND_ASKED;
     } else {
@@ -833,7 +839,7 @@ void models_on_need(struct broker *b, uint32_t child, const Hearth__WorkerNeed *
         snprintf(create.tag, sizeof create.tag, "state %016" PRIx64 " %s", m->number,
                  m->fingerprint);
         m->state_segment = create.segment;
-        m->state_bytes = need->state_bytes;
+        m->state_bytes = m->state_want = need->state_bytes;
         m->state_fresh = true;
         keeper_line_ask(b->keeper, &create, NULL, 0, KEEPER_CREATE_STATE, m->number,
                         create.segment);
@@ -1123,6 +1129,7 @@ static void act_cold(struct broker *b, struct model *m)
     snprintf(now.name, sizeof now.name, "%s", m->file.name);
     if (!same_file(&m->file, &now)) {
         m->info = (struct model_info){ 0 };
+        m->state_want = 0;
         m->digest = 0;
     }
     m->file = now;

@@ -98,6 +98,7 @@ struct model {
     uint32_t worker; /* child that binds or bound it */
     enum model_bind bind;
     uint64_t state_segment, state_bytes;
+    uint64_t state_want; /* what it took the last time: admitted requests rely on that context */
     bool state_made, state_fresh;
     char fingerprint[MODELS_FINGERPRINT];
     uint32_t bind_deaths;

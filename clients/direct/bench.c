@@ -50,6 +50,9 @@ static void print_text(const struct bench_result *r)
     printf("decode     %10.2f tokens/s\n", r->decode_tps);
     printf("load       %10.3f s\n", r->load_s);
     printf("first      %10.2f ms\n", r->ttft_ms);
+    if (r->bytes_per_token <= 0) {
+        return; /* a client does not see what the worker reads */
+    }
     printf("read       %10.2f MB a token, %.2f GB/s", r->bytes_per_token / 1e6, r->bandwidth_gbs);
     if (r->bandwidth_share > 0) {
         printf(", %.0f %% of this machine", r->bandwidth_share * 100);

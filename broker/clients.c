@@ -179,6 +179,17 @@ static void refuse(int fd, const struct err *why)
     channel_send(fd, &answer, NULL, 0, &ignored);
 }
 
+/* Who has been silent longest makes room: a client says ATTACH with its first breath. */
+static void drop_oldest_visitor(struct clients *t)
+{
+    uint32_t oldest = 0;
+    for (uint32_t i = 1; i < t->n_visitors; i++) {
+        oldest = t->visitors[i].since_ms < t->visitors[oldest].since_ms ? i : oldest;
+    }
+    close(t->visitors[oldest].fd);
+    t->visitors[oldest] = t->visitors[--t->n_visitors];
+}
+
 void clients_accept(struct broker *b, int listen_fd)
 {
     struct clients *t = &b->clients;
@@ -189,8 +200,10 @@ void clients_accept(struct broker *b, int listen_fd)
         }
         struct err err = { 0 };
         struct clients_visitor v = { .fd = fd, .since_ms = b->now_ms };
-        if (t->n_visitors == CLIENTS_VISITORS_MAX ||
-            t->n_attached + t->n_visitors >= t->n_attached_max) {
+        if (t->n_visitors == CLIENTS_VISITORS_MAX) {
+            drop_oldest_visitor(t);
+        }
+        if (t->n_attached + t->n_visitors >= t->n_attached_max) {
             err_set(&err, ERR_BUSY, "%u clients are attached, %u at most", t->n_attached,
                     t->n_attached_max);
         } else if (channel_peer(fd, &v.uid, &v.pid, &err) == 0) {

@@ -23,7 +23,7 @@ enum json_kind {
 struct json; /* opaque */
 
 /* Parses exactly one value from text (len bytes; trailing white space allowed). NULL: ERR_BAD_INPUT with offset.
- * Owned by the caller: json_destroy. Strict: no comments, no NaN. */
+ * Owned by the caller: json_destroy. Strict: no comments. */
 struct json *json_parse(const char *text, size_t len, struct err *err);
 void json_destroy(struct json **value);
 

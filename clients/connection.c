@@ -197,7 +197,8 @@ static int read_welcome(struct hearth *h, struct err *err)
 static int climb(struct hearth *h, struct err *err)
 {
     uint64_t now = connection_now_ms();
-    if (!somebody_holds(h)) {
+    /* Who was never connected hears at once that nobody is there; who was waits for the service manager to bring it back. */
+    if (h->generation == 0 && !somebody_holds(h)) {
         return err_set(err, ERR_UNREACHABLE, "no hearth runs at %s; start one with: hearth serve",
                        h->run);
     }

@@ -38,6 +38,21 @@ def a_dead_keeper_takes_all_with_it_and_the_journal_goes_on():
         assert got == wanted
 
 
+def a_client_waits_for_a_restart_of_everything():
+    with House() as house:
+        wanted = house.hearth(*STORY).stdout
+        process = house.popen(*STORY)
+        first = process.stdout.read(1)
+        house.process.send_signal(signal.SIGKILL)
+        house.process.wait()
+        wait_for("the last orphan to let the lock go", lambda: not os.path.exists(os.path.join(house.run, "lock")) or
+                 house.hearth("status", check=False).returncode == 3)
+        house.start()
+        rest, err = process.communicate(timeout=90)
+        assert process.returncode == 0, err
+        assert first + rest == wanted
+
+
 def a_clean_stop_keeps_what_is_unfinished():
     with House() as house:
         ident = house.hearth("ask", "--temp", 0, "-n", 1500, "--ignore-eos", "--detach", "Hello").stdout.decode().strip()
@@ -48,4 +63,4 @@ def a_clean_stop_keeps_what_is_unfinished():
 
 
 main(a_running_answer_does_not_notice_the_broker, a_dead_keeper_takes_all_with_it_and_the_journal_goes_on,
-     a_clean_stop_keeps_what_is_unfinished)
+     a_client_waits_for_a_restart_of_everything, a_clean_stop_keeps_what_is_unfinished)

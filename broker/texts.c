@@ -68,7 +68,7 @@ void texts_ask(struct broker *b, const struct post_to *to, struct model *model,
 {
     struct err err = { 0 };
     struct text_work *w = NULL;
-    if (ask->op > HEARTH__TEXT_OP__PIECES) {
+    if (ask->op > HEARTH__TEXT_OP__PIECES && ask->op != HEARTH__TEXT_OP__PARSE) {
         err_set(&err, ERR_BAD_INPUT, "text work %d is not for clients", (int)ask->op);
     } else {
         w = work_create(b, model, payload, payload_len, &err);

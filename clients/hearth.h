@@ -158,6 +158,8 @@ enum hearth_text_op {
     HEARTH_DETOKENIZE,   /* int32 ids -> bytes */
     HEARTH_RENDER,       /* JSON context -> text */
     HEARTH_PIECES,       /* int32 ids -> {uint32 length, bytes} each */
+    HEARTH_PARSE =
+        5, /* JSON {"text", "tools", ...} -> JSON {"content", "reasoning_content", "tool_calls", ...} */
 };
 
 struct hearth_text {

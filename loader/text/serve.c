@@ -85,6 +85,8 @@ static int do_work(struct service *s, const Hearth__TextWork *work, const uint8_
                            : work->kind == HEARTH__PROMPT_KIND__TOKENS ? WORK_TOKENS
                                                                        : WORK_TEXT,
                            data, len, now, out, err);
+    case HEARTH__TEXT_OP__PARSE:
+        return work_parse(w, data, len, now, out, err);
     case _HEARTH__TEXT_OP_IS_INT_SIZE:
         break;
     }

@@ -28,6 +28,7 @@ int work_open(struct work *w, const struct weights *manifest, struct err *err)
     }
     w->bos = text_of_token(w->tokenizer, VOCAB_BOS);
     w->eos = text_of_token(w->tokenizer, VOCAB_EOS);
+    w->format = parse_recognise("", 0);
     if (!w->bos || !w->eos) {
         work_close(w);
         return err_set(err, ERR_NO_MEMORY, "no memory for the token texts");
@@ -38,6 +39,7 @@ int work_open(struct work *w, const struct weights *manifest, struct err *err)
     if (kv && weights_kv_str(kv, 0, &text, &len)) {
         w->has_template = true;
         w->template = template_compile(text, len, &w->template_err);
+        w->format = parse_recognise(text, len);
     } else if (kv) {
         w->has_template = true;
         err_set(&w->template_err, ERR_BAD_FILE, "key tokenizer.chat_template is no string");
@@ -192,6 +194,62 @@ int work_render(const struct work *w, const void *text, size_t len, int64_t now,
     }
     template_output_clear(&output);
     json_destroy(&context);
+    return result;
+}
+
+/* Whether the prompt of this context leaves the reasoning block open. A template that fails opens nothing here: who asks for the
+ * prompt itself is told. */
+static bool opens_reasoning(const struct work *w, struct json *context, int64_t now)
+{
+    struct template_output output = { 0 };
+    struct err ignored;
+    bool open = false;
+    if (json_kind(context) == JSON_OBJECT && w->template && parse_marker(w->format, 0, NULL)) {
+        if (!json_find(context, "add_generation_prompt")) {
+            json_set(context, "add_generation_prompt", json_new_bool(true));
+        }
+        if (render(w, context, now, &output, &ignored) == 0) {
+            open = parse_opens_reasoning(w->format, (const char *)output.text, output.len);
+        }
+    }
+    template_output_clear(&output);
+    return open;
+}
+
+int work_parse(const struct work *w, const void *input, size_t len, int64_t now,
+               struct work_answer *out, struct err *err)
+{
+    struct json *ask = parse_context(input, len, err), *answer = NULL;
+    int result = -1;
+    size_t n = 0;
+    const char *text = NULL, *close = NULL;
+    if (ask && json_kind(json_find(ask, "text")) != JSON_STRING) {
+        err_set(err, ERR_BAD_INPUT, "nothing to parse: there is no string 'text'");
+    } else if (ask) {
+        struct parse_options how = {
+            .reasoning_open = json_as_bool(json_find(ask, "reasoning_open")) ||
+                              opens_reasoning(w, json_find(ask, "context"), now)
+        };
+        text = json_as_str(json_find(ask, "text"), &n);
+        answer = parse_answer(w->format, text, n, json_find(ask, "tools"), &how, err);
+        if (answer) {
+            struct json *markers = json_new_array();
+            const char *open = parse_marker(w->format, 0, &close);
+            if (open) {
+                json_push(markers, json_new_str(open, strlen(open)));
+                json_push(markers, json_new_str(close, strlen(close)));
+            }
+            const char *name = parse_name(w->format);
+            json_set(answer, "format", json_new_str(name, strlen(name)));
+            json_set(answer, "reasoning_open", json_new_bool(how.reasoning_open));
+            json_set(answer, "reasoning_markers", markers);
+            json_set(answer, "plain", json_new_bool(parse_is_plain(w->format)));
+            text = json_text(answer, &n);
+            result = give(out, text, n, err);
+        }
+    }
+    json_destroy(&answer);
+    json_destroy(&ask);
     return result;
 }
 

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "loader/text/parse/parse.h"
 #include "loader/text/template/template.h"
 #include "loader/text/tokenizer.h"
 
@@ -16,6 +17,7 @@ struct work {
     struct err template_err;   /* why there is none, said to who asks for it */
     bool has_template;         /* the manifest names one */
     char *bos, *eos;           /* texts of the tokens, for templates; owned */
+    const struct parse_format *format; /* how this model writes reasoning and calls */
 };
 
 /* An answer that grows; zero it, free(data). */
@@ -44,6 +46,15 @@ int work_pieces(const struct work *w, const void *ids, size_t len, struct work_a
 /* The template's context as JSON -> rendered text. bos_token and eos_token are the model's. now: epoch UTC. */
 int work_render(const struct work *w, const void *json, size_t len, int64_t now,
                 struct work_answer *out, struct err *err);
+
+/* What a model said -> content, reasoning and tool calls, by the format that its template gives away. In:
+ *   {"text":"...", "tools":[...], "reasoning_open":bool, "context":{...}}
+ * tools: nothing is taken for a call without them; context: the template's, from which is found out whether the prompt opens
+ * the reasoning block. Out: parse_answer's members and
+ *   "format":"...", "reasoning_open":bool, "reasoning_markers":["<think>","</think>"] (empty: none),
+ *   "plain":bool (content without tools and reasoning is the text as it is: it may be shown while it comes). */
+int work_parse(const struct work *w, const void *json, size_t len, int64_t now,
+               struct work_answer *out, struct err *err);
 
 enum work_prompt { WORK_TEXT, WORK_MESSAGES, WORK_TOKENS };
 

@@ -86,6 +86,8 @@ struct parse_format {
     const char *args_open;    /* before the arguments, */
     const char *args_close;   /* and behind them */
     const char *key_open, *key_close, *value_open, *value_close; /* of XML-like parameters */
+    bool
+        framed; /* content stands between markers of its own, or is moved: it is known when it is whole */
     bool calls_end_reasoning; /* a call may begin inside unclosed reasoning */
 };
 

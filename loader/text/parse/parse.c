@@ -61,6 +61,20 @@ bool parse_opens_reasoning(const struct parse_format *format, const char *prompt
     return false;
 }
 
+const char *parse_marker(const struct parse_format *format, size_t i, const char **close)
+{
+    const char *open = i < 2 ? format->reasoning[i].open : NULL;
+    if (open && close) {
+        *close = format->reasoning[i].close;
+    }
+    return open;
+}
+
+bool parse_is_plain(const struct parse_format *format)
+{
+    return !format->framed;
+}
+
 /* The answer as JSON; takes the calls. */
 static struct json *answer_json(struct answer *a)
 {

@@ -22,6 +22,11 @@ const char *parse_name(const struct parse_format *format);
 /* The format that a chat template's own text gives away; "generic" when nothing does. */
 const struct parse_format *parse_recognise(const char *template_text, size_t len);
 
+/* The marker that opens the format's reasoning, way i of writing it, and the one that closes it; NULL: no such way. */
+const char *parse_marker(const struct parse_format *format, size_t i, const char **close);
+/* Whether content behind the reasoning, where no tools are offered, is the text as it is. */
+bool parse_is_plain(const struct parse_format *format);
+
 struct parse_options {
     bool reasoning_open; /* the prompt ended with the opening marker of the reasoning block */
     bool keep_reasoning; /* leave reasoning in the content, markers included */

@@ -14,10 +14,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "loader/confine.h"
 #include "loader/load.h"
 #include "loader/room.h"
 #include "proto/channel.h"
+#include "proto/confine.h"
 #include "proto/heritage.h"
 #include "proto/log.h"
 #ifdef HEARTH_TEXT_MAIN

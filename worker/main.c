@@ -9,10 +9,10 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "proto/confine.h"
 #include "proto/heritage.h"
 #include "proto/log.h"
 #include "worker/backend.h"
-#include "worker/confine.h"
 #include "worker/serve.h"
 
 struct arguments {
@@ -106,7 +106,7 @@ int main(int argc, char **argv)
         goto out;
     }
 
-    if (confine_worker(&err) < 0) {
+    if (confine(CONFINE_WORKER, &err) < 0) {
         log_warn("%s: it goes on unconfined", err.text);
         err = (struct err){ 0 };
     }

@@ -8,9 +8,9 @@
 #include <string.h>
 #include <time.h>
 
-#include "loader/confine.h"
 #include "loader/text/work.h"
 #include "proto/channel.h"
+#include "proto/confine.h"
 #include "proto/heritage.h"
 #include "proto/link.h"
 #include "proto/log.h"

@@ -1,4 +1,4 @@
-#include "loader/confine.h"
+#include "proto/confine.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -32,7 +32,9 @@
 
 #define ON_LOADER (1u << CONFINE_LOADER)
 #define ON_TEXT   (1u << CONFINE_TEXT)
-#define ON_BOTH   (ON_LOADER | ON_TEXT)
+#define ON_WORKER (1u << CONFINE_WORKER)
+#define ON_LINKED (ON_TEXT | ON_WORKER) /* those with a line to the broker of their own */
+#define ON_ALL    (ON_LOADER | ON_LINKED)
 #define RULES_MAX 128
 
 /* What is allowed, and to whom; arg and mask narrow it: allowed when (argument & mask) == value. */
@@ -45,79 +47,84 @@ struct rule {
 
 static const struct rule rules[] = {
     /* bytes by descriptors that are open */
-    { SYS_read, ON_BOTH, -1, 0, 0 },
-    { SYS_write, ON_BOTH, -1, 0, 0 },
-    { SYS_readv, ON_BOTH, -1, 0, 0 },
-    { SYS_writev, ON_BOTH, -1, 0, 0 },
-    { SYS_pread64, ON_BOTH, -1, 0, 0 },
+    { SYS_read, ON_ALL, -1, 0, 0 },
+    { SYS_write, ON_ALL, -1, 0, 0 },
+    { SYS_readv, ON_ALL, -1, 0, 0 },
+    { SYS_writev, ON_ALL, -1, 0, 0 },
+    { SYS_pread64, ON_ALL, -1, 0, 0 },
     { SYS_pwrite64, ON_LOADER, -1, 0, 0 },
     { SYS_io_uring_enter, ON_LOADER, -1, 0, 0 },
-    { SYS_lseek, ON_BOTH, -1, 0, 0 },
-    { SYS_close, ON_BOTH, -1, 0, 0 },
-    { SYS_fcntl, ON_BOTH, -1, 0, 0 },
-    { SYS_fstat, ON_BOTH, -1, 0, 0 },
-    { SYS_newfstatat, ON_BOTH, 3, 0x1000, 0x1000 }, /* AT_EMPTY_PATH: how libc calls fstat */
+    { SYS_lseek, ON_ALL, -1, 0, 0 },
+    { SYS_close, ON_ALL, -1, 0, 0 },
+    { SYS_fcntl, ON_ALL, -1, 0, 0 },
+    { SYS_fstat, ON_ALL, -1, 0, 0 },
+    { SYS_newfstatat, ON_ALL, 3, 0x1000, 0x1000 }, /* AT_EMPTY_PATH: how libc calls fstat */
     { SYS_ftruncate, ON_LOADER, -1, 0, 0 },
     { SYS_fallocate, ON_LOADER, -1, 0, 0 },
-    /* lines that are open; new ones only of the text service and only AF_UNIX */
-    { SYS_sendmsg, ON_BOTH, -1, 0, 0 },
-    { SYS_recvmsg, ON_BOTH, -1, 0, 0 },
-    { SYS_sendto, ON_TEXT, -1, 0, 0 },
-    { SYS_recvfrom, ON_TEXT, -1, 0, 0 },
-    { SYS_ppoll, ON_BOTH, -1, 0, 0 },
-    { SYS_socket, ON_TEXT, 0, UINT32_MAX, AF_UNIX },
-    { SYS_connect, ON_TEXT, -1, 0, 0 },
-    { SYS_getsockopt, ON_TEXT, -1, 0, 0 },
-    { SYS_setsockopt, ON_TEXT, -1, 0, 0 },
-    { SYS_getsockname, ON_TEXT, -1, 0, 0 },
-    { SYS_getpeername, ON_TEXT, -1, 0, 0 },
-    { SYS_shutdown, ON_TEXT, -1, 0, 0 },
-    { SYS_eventfd2, ON_TEXT, -1, 0, 0 },
-    { SYS_timerfd_settime, ON_TEXT, -1, 0, 0 },
-    { SYS_epoll_create1, ON_TEXT, -1, 0, 0 },
-    { SYS_epoll_ctl, ON_TEXT, -1, 0, 0 },
-    { SYS_epoll_pwait, ON_TEXT, -1, 0, 0 },
+    /* lines that are open; new ones only AF_UNIX */
+    { SYS_sendmsg, ON_ALL, -1, 0, 0 },
+    { SYS_recvmsg, ON_ALL, -1, 0, 0 },
+    { SYS_sendto, ON_LINKED, -1, 0, 0 },
+    { SYS_recvfrom, ON_LINKED, -1, 0, 0 },
+    { SYS_ppoll, ON_ALL, -1, 0, 0 },
+    { SYS_socket, ON_LINKED, 0, UINT32_MAX, AF_UNIX },
+    { SYS_connect, ON_LINKED, -1, 0, 0 },
+    { SYS_getsockopt, ON_LINKED, -1, 0, 0 },
+    { SYS_setsockopt, ON_LINKED, -1, 0, 0 },
+    { SYS_getsockname, ON_LINKED, -1, 0, 0 },
+    { SYS_getpeername, ON_LINKED, -1, 0, 0 },
+    { SYS_shutdown, ON_LINKED, -1, 0, 0 },
+    { SYS_eventfd2, ON_LINKED, -1, 0, 0 },
+    { SYS_timerfd_settime, ON_LINKED, -1, 0, 0 },
+    { SYS_epoll_create1, ON_LINKED, -1, 0, 0 },
+    { SYS_epoll_ctl, ON_LINKED, -1, 0, 0 },
+    { SYS_epoll_pwait, ON_LINKED, -1, 0, 0 },
     /* memory, never executable */
-    { SYS_mmap, ON_BOTH, 2, PROT_EXEC, 0 },
-    { SYS_mprotect, ON_BOTH, 2, PROT_EXEC, 0 },
-    { SYS_munmap, ON_BOTH, -1, 0, 0 },
-    { SYS_mremap, ON_BOTH, -1, 0, 0 },
-    { SYS_madvise, ON_BOTH, -1, 0, 0 },
-    { SYS_brk, ON_BOTH, -1, 0, 0 },
-    { SYS_membarrier, ON_BOTH, -1, 0, 0 },
+    { SYS_mmap, ON_ALL, 2, PROT_EXEC, 0 },
+    { SYS_mprotect, ON_ALL, 2, PROT_EXEC, 0 },
+    { SYS_munmap, ON_ALL, -1, 0, 0 },
+    { SYS_mremap, ON_ALL, -1, 0, 0 },
+    { SYS_madvise, ON_ALL, -1, 0, 0 },
+    { SYS_brk, ON_ALL, -1, 0, 0 },
+    { SYS_mlock, ON_WORKER, -1, 0, 0 },
+    { SYS_membarrier, ON_ALL, -1, 0, 0 },
     /* threads of our own; processes never */
-    { SYS_clone, ON_BOTH, 0, CLONE_THREAD | CLONE_VM, CLONE_THREAD | CLONE_VM },
-    { SYS_set_robust_list, ON_BOTH, -1, 0, 0 },
-    { SYS_rseq, ON_BOTH, -1, 0, 0 },
-    { SYS_futex, ON_BOTH, -1, 0, 0 },
-    { SYS_sched_yield, ON_BOTH, -1, 0, 0 },
-    { SYS_sched_getaffinity, ON_BOTH, -1, 0, 0 },
-    { SYS_sched_setscheduler, ON_TEXT, -1, 0, 0 },
-    { SYS_sched_getscheduler, ON_TEXT, -1, 0, 0 },
-    { SYS_sched_getparam, ON_TEXT, -1, 0, 0 },
-    { SYS_rt_sigaction, ON_BOTH, -1, 0, 0 },
-    { SYS_rt_sigprocmask, ON_BOTH, -1, 0, 0 },
-    { SYS_rt_sigreturn, ON_BOTH, -1, 0, 0 },
-    { SYS_sigaltstack, ON_BOTH, -1, 0, 0 },
-    { SYS_tgkill, ON_BOTH, -1, 0, 0 }, /* abort() */
-    { SYS_restart_syscall, ON_BOTH, -1, 0, 0 },
-    { SYS_exit, ON_BOTH, -1, 0, 0 },
-    { SYS_exit_group, ON_BOTH, -1, 0, 0 },
+    { SYS_clone, ON_ALL, 0, CLONE_THREAD | CLONE_VM, CLONE_THREAD | CLONE_VM },
+    { SYS_set_robust_list, ON_ALL, -1, 0, 0 },
+    { SYS_rseq, ON_ALL, -1, 0, 0 },
+    { SYS_futex, ON_ALL, -1, 0, 0 },
+    { SYS_sched_yield, ON_ALL, -1, 0, 0 },
+    { SYS_sched_getaffinity, ON_ALL, -1, 0, 0 },
+    { SYS_sched_setaffinity, ON_WORKER, -1, 0, 0 },
+    { SYS_getcpu, ON_WORKER, -1, 0, 0 },
+    { SYS_sched_setscheduler, ON_LINKED, -1, 0, 0 },
+    { SYS_sched_getscheduler, ON_LINKED, -1, 0, 0 },
+    { SYS_sched_getparam, ON_LINKED, -1, 0, 0 },
+    { SYS_rt_sigaction, ON_ALL, -1, 0, 0 },
+    { SYS_rt_sigprocmask, ON_ALL, -1, 0, 0 },
+    { SYS_rt_sigreturn, ON_ALL, -1, 0, 0 },
+    { SYS_sigaltstack, ON_ALL, -1, 0, 0 },
+    { SYS_tgkill, ON_ALL, -1, 0, 0 }, /* abort() */
+    { SYS_restart_syscall, ON_ALL, -1, 0, 0 },
+    { SYS_exit, ON_ALL, -1, 0, 0 },
+    { SYS_exit_group, ON_ALL, -1, 0, 0 },
     /* clocks and numbers */
-    { SYS_clock_gettime, ON_BOTH, -1, 0, 0 },
-    { SYS_clock_nanosleep, ON_BOTH, -1, 0, 0 },
-    { SYS_nanosleep, ON_BOTH, -1, 0, 0 },
-    { SYS_gettimeofday, ON_BOTH, -1, 0, 0 },
-    { SYS_getrandom, ON_BOTH, -1, 0, 0 },
-    { SYS_getpid, ON_BOTH, -1, 0, 0 },
-    { SYS_gettid, ON_BOTH, -1, 0, 0 },
-    { SYS_getrusage, ON_BOTH, -1, 0, 0 },
-    { SYS_sysinfo, ON_BOTH, -1, 0, 0 },
-    { SYS_prctl, ON_BOTH, 0, UINT32_MAX, PR_SET_NAME }, /* names of threads */
+    { SYS_clock_gettime, ON_ALL, -1, 0, 0 },
+    { SYS_clock_nanosleep, ON_ALL, -1, 0, 0 },
+    { SYS_nanosleep, ON_ALL, -1, 0, 0 },
+    { SYS_gettimeofday, ON_ALL, -1, 0, 0 },
+    { SYS_getrandom, ON_ALL, -1, 0, 0 },
+    { SYS_getpid, ON_ALL, -1, 0, 0 },
+    { SYS_gettid, ON_ALL, -1, 0, 0 },
+    { SYS_getuid, ON_LINKED, -1, 0, 0 },
+    { SYS_geteuid, ON_LINKED, -1, 0, 0 },
+    { SYS_getrusage, ON_ALL, -1, 0, 0 },
+    { SYS_sysinfo, ON_ALL, -1, 0, 0 },
+    { SYS_prctl, ON_ALL, 0, UINT32_MAX, PR_SET_NAME }, /* names of threads */
 #ifdef __x86_64__
-    { SYS_poll, ON_BOTH, -1, 0, 0 },
-    { SYS_epoll_wait, ON_TEXT, -1, 0, 0 },
-    { SYS_time, ON_BOTH, -1, 0, 0 },
+    { SYS_poll, ON_ALL, -1, 0, 0 },
+    { SYS_epoll_wait, ON_LINKED, -1, 0, 0 },
+    { SYS_time, ON_ALL, -1, 0, 0 },
 #endif
 };
 static_assert(sizeof rules / sizeof *rules <= RULES_MAX, "the filter has room for every rule");

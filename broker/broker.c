@@ -119,6 +119,7 @@ void broker_close(struct broker *b)
     requests_clear(&b->requests);
     texts_clear(&b->texts);
     evals_clear(&b->evals);
+    watch_clear(b);
     models_clear(&b->models);
     workers_clear(&b->workers);
     clients_clear(&b->clients);
@@ -179,6 +180,14 @@ static void on_answer(struct broker *b, struct keeper_event *e)
         break;
     case KEEPER_CREATE_STATE:
         models_on_state(b, e->subject, e->other, &err);
+        break;
+    case KEEPER_TAKE_STATE:
+        watch_on_state(b, e->subject, e->other, fd, &err);
+        fd = -1;
+        break;
+    case KEEPER_TAKE_WATERMARK:
+        watch_on_weights(b, e->subject, e->other, fd, &err);
+        fd = -1;
         break;
     case KEEPER_TAKE_BULK:
         evals_on_bulk(b, e->subject, fd, &err);
@@ -298,6 +307,7 @@ void broker_act(struct broker *b)
     requests_act(b);
     models_act(b);
     workers_act(b);
+    watch_act(b);
     route_act(b);
     records_act(b);
     clients_act(b);

@@ -626,6 +626,7 @@ bool models_on_note(struct broker *b, uint32_t child, uint32_t code, uint64_t va
         if (m->loader != child || !child) {
             continue;
         }
+        m->watch.loader_quiet_ms = m->watch.loader_asked_ms = 0;
         switch (code) {
         case CHANNEL_NOTE_HEADER:
             m->segment_bytes = value;
@@ -671,7 +672,9 @@ static void loader_died(struct broker *b, struct model *m, int status)
         }
         return;
     }
-    if (WIFSIGNALED(status) && !models_fault_of(status) && ++m->load_kills < MODELS_KILLS_MAX) {
+    bool hung = m->watch.loader_killed;
+    m->watch.loader_killed = false;
+    if (WIFSIGNALED(status) && !models_fault_of(status) && !hung && ++m->load_kills < MODELS_KILLS_MAX) {
         log_warn("loader of %s died: %s from outside; it begins again", m->file.name, how);
         m->load_tries = 0;
         struct err why;
@@ -682,7 +685,8 @@ static void loader_died(struct broker *b, struct model *m, int status)
     }
     struct err why = m->load_noted;
     if (why.code == ERR_NONE) {
-        err_set(&why, ERR_FAILED, "loader of %s died: %s", m->file.name, how);
+        err_set(&why, ERR_FAILED, hung ? "loader of %s was hung%s" : "loader of %s died: %s",
+                m->file.name, hung ? "" : how);
     }
     load_failed(b, m, &why, m->load_noted.code != ERR_NONE && is_final(why.code));
 }

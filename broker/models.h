@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "broker/catalog.h"
+#include "broker/watch.h"
 #include "proto/err.h"
 #include "proto/link.h"
 #include "proto/message.h"
@@ -104,6 +105,8 @@ struct model {
     uint32_t bind_deaths;
     uint64_t next_bind_ms;
     struct model_info info;
+
+    struct watch_model watch;
 
     /* this turn's wishes */
     bool want_warm, want_resident;

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "broker/watch.h"
 #include "proto/err.h"
 #include "proto/link.h"
 #include "proto/message.h"
@@ -50,6 +51,7 @@ struct worker {
     uint64_t born_ms, next_ms, backoff_ms;
     uint64_t strikes_ms[WORKERS_STRIKES]; /* the latest deaths by a fault; 0: none */
     bool killed;                          /* by our own watch */
+    struct watch_worker watch;
     struct err down;                      /* why the device is down */
     struct worker_grant *grants;          /* owned */
     uint32_t n_grants;

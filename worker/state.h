@@ -12,11 +12,14 @@
  * the step that commits their positions; so for any committed position, shard and token are right. */
 #pragma once
 
+#include <assert.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "proto/err.h"
+#include "proto/progress.h"
 #include "worker/kvcache.h"
 
 #define STATE_MAGIC      0x3145544154534848ull
@@ -39,6 +42,8 @@ struct state_header {
     _Atomic uint32_t progress; /* counted up before every layer; the broker may look at it */
     uint32_t reserved;
 };
+
+static_assert(offsetof(struct state_header, progress) == PROGRESS_OFF, "where the broker looks");
 
 struct state_row {
     uint64_t shard;

@@ -67,6 +67,22 @@ struct hearth_sampling {
     bool ignore_eos;
     const struct hearth_bias *biases; /* borrowed for the call */
     size_t n_biases;
+
+    bool has_dynatemp_range, has_dynatemp_exponent, has_top_n_sigma, has_xtc_probability,
+        has_xtc_threshold, has_dry_multiplier, has_dry_base, has_dry_allowed_length,
+        has_dry_penalty_last_n, has_mirostat, has_mirostat_tau, has_mirostat_eta;
+    float dynatemp_range, dynatemp_exponent, top_n_sigma, xtc_probability, xtc_threshold,
+        dry_multiplier, dry_base, mirostat_tau, mirostat_eta;
+    int32_t dry_allowed_length, dry_penalty_last_n;
+    uint32_t mirostat; /* 0, 1, 2 */
+    /* Texts and lists, borrowed for the call. */
+    const char *samplers; /* the order, "penalties;dry;..."; NULL: the built-in one */
+    const char *const *dry_sequence_breakers; /* none: the built-in ones; one "": no breaker */
+    size_t n_dry_sequence_breakers;
+    const char *const *banned_strings;
+    size_t n_banned_strings;
+    const int32_t *banned_tokens;
+    size_t n_banned_tokens;
 };
 
 struct hearth_ask {

@@ -24,6 +24,23 @@ static const char *const end_names[] = {
     [JOURNAL_END_ERROR] = "error",
 };
 
+static const char *const sampler_names[JOURNAL_N_SAMPLERS] = {
+    [JOURNAL_PENALTIES] = "penalties",
+    [JOURNAL_DRY] = "dry",
+    [JOURNAL_TOP_N_SIGMA] = "top_n_sigma",
+    [JOURNAL_TOP_K] = "top_k",
+    [JOURNAL_TYPICAL_P] = "typ_p",
+    [JOURNAL_TOP_P] = "top_p",
+    [JOURNAL_MIN_P] = "min_p",
+    [JOURNAL_XTC] = "xtc",
+    [JOURNAL_TEMPERATURE] = "temperature",
+};
+
+const char *journal_sampler_name(enum journal_sampler sampler)
+{
+    return (unsigned)sampler < JOURNAL_N_SAMPLERS ? sampler_names[sampler] : "damaged";
+}
+
 const char *journal_state_name(enum journal_state state)
 {
     return (unsigned)state < JOURNAL_N_STATES ? state_names[state] : "damaged";
@@ -377,7 +394,6 @@ int journal_append(struct journal_writer *w, const struct journal_record *given,
     record.time_us = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
     record.epoch = w->epoch;
     record.n_bytes = n_bytes;
-    record.reserved = 0;
     size_t alternatives_bytes = record.n_alternatives * sizeof *alternatives;
     uint32_t crc = crc32c(0, (const uint8_t *)&record + 8, sizeof record - 8);
     crc = crc32c(crc, alternatives, alternatives_bytes);

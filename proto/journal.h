@@ -3,7 +3,7 @@
  *   shard header     struct journal_header, 4 KiB
  *   slots            struct journal_slot [n_slots], 1 KiB each: written by the broker alone
  *   arena            extents of whole 4 KiB pages; a slot's extent holds, in order:
- *                      parameters that are not of fixed size (struct journal_extra: stop strings, biases)
+ *                      parameters that are not of fixed size (struct journal_extra: biases, strings)
  *                      prompt tokens (int32), then the token log (struct journal_log + records)
  *
  * One writer per word. State words, slots and extents: the broker. A token log has one writer, its owner, named in
@@ -26,7 +26,7 @@
 
 #define JOURNAL_MAGIC   0x314c4e4a48545248ull
 #define JOURNAL_VERSION 1
-#define JOURNAL_LAYOUT  1 /* changes with any struct below */
+#define JOURNAL_LAYOUT  2 /* changes with any struct below */
 
 enum journal_state {
     JOURNAL_FREE = 0, /* the slot names no request */
@@ -69,7 +69,23 @@ struct journal_model {
     char name[LIMIT_MODEL_NAME_BYTES]; /* as in the catalog */
 };
 
-/* Everything that decides the tokens, fixed at admission. */
+/* Steps from logits to a token whose order a request may choose; the default is this one. */
+enum journal_sampler {
+    JOURNAL_PENALTIES = 0,
+    JOURNAL_DRY,
+    JOURNAL_TOP_N_SIGMA,
+    JOURNAL_TOP_K,
+    JOURNAL_TYPICAL_P,
+    JOURNAL_TOP_P,
+    JOURNAL_MIN_P,
+    JOURNAL_XTC,
+    JOURNAL_TEMPERATURE,
+    JOURNAL_N_SAMPLERS,
+};
+
+const char *journal_sampler_name(enum journal_sampler sampler); /* "penalties", "top_k" ... */
+
+/* Everything that decides the tokens, fixed at admission. In a zeroed one everything that came later is off. */
 struct journal_params {
     uint64_t seed;
     float temp;
@@ -85,17 +101,30 @@ struct journal_params {
     uint8_t ignore_eos;
     uint8_t priority;
     uint8_t detach;
-    uint64_t deadline_unix_ms; /* 0: none */
+    uint64_t deadline_unix_ms;               /* 0: none */
+    float dynatemp_range, dynatemp_exponent; /* 0: off */
+    float top_n_sigma;                       /* not above 0: off */
+    float xtc_probability, xtc_threshold;    /* 0: off */
+    float dry_multiplier, dry_base;          /* 0: off */
+    int32_t dry_allowed_length;
+    int32_t dry_penalty_last_n; /* -1: the whole context */
+    float mirostat_tau, mirostat_eta;
+    uint32_t mirostat; /* 0: off; version 1 or 2 */
+    uint32_t n_breakers, n_banned;
+    uint32_t n_samplers; /* 0: the default order */
+    uint8_t samplers[12];
 };
+static_assert(JOURNAL_N_SAMPLERS <= 12, "each sampler is named at most once");
 
 struct journal_bias {
     int32_t token;
     float bias;
 };
 
-/* Behind it: n_biases struct journal_bias, then n_stops of { uint32_t length; bytes }, unaligned. */
+/* Behind it: n_biases struct journal_bias, then n_stops stop strings, n_breakers sequence breakers and n_banned banned
+ * strings, each { uint32_t length; bytes }, unaligned. */
 struct journal_extra {
-    uint32_t biases_bytes, stops_bytes;
+    uint32_t biases_bytes, strings_bytes;
 };
 
 struct journal_slot {
@@ -147,7 +176,7 @@ struct journal_record {
     uint16_t n_alternatives;
     uint32_t n_bytes;
     uint32_t n_cached; /* prompt positions that were reused; in every record of a turn */
-    uint32_t reserved;
+    float surprise;    /* of the token in bits, as mirostat saw it; 0 without */
 };
 
 struct journal_alternative {
@@ -244,7 +273,8 @@ struct journal_writer {
 int journal_writer_init(struct journal_writer *w, const struct journal *j, uint32_t slot,
                         uint32_t generation, uint32_t epoch, struct err *err);
 
-/* Writes and commits one record. In `record` only token, logprob, flags, end, code, n_alternatives, n_cached are read.
+/* Writes and commits one record. In `record` only token, logprob, surprise, flags, end, code, n_alternatives, n_cached are
+ * read.
  * ERR_FULL when the reserved room is not enough (a bug of the reservation: the caller ends the request). */
 int journal_append(struct journal_writer *w, const struct journal_record *record,
                    const struct journal_alternative *alternatives, const void *bytes,

@@ -14,16 +14,19 @@
 #define LIMIT_RECONNECT_MAX_MS 50
 
 /* ---- requests ---- */
-#define LIMIT_REQUEST_ID_BYTES 16  /* 128 bits, chosen by the client library */
-#define LIMIT_STOP_STRINGS     16  /* per request */
-#define LIMIT_STOP_BYTES       128 /* of one stop string */
-#define LIMIT_LOGIT_BIASES     256 /* entries per request */
-#define LIMIT_ALTERNATIVES     20  /* log-probabilities beside the chosen one */
-#define LIMIT_PROMPT_TOKENS    (LIMIT_PAYLOAD_BYTES / 4)
-#define LIMIT_CTX_TOKENS       (1u << 20) /* positions of one sequence */
-#define LIMIT_MODEL_NAME_BYTES 256        /* alias, file name or path, with its NUL */
-#define LIMIT_REASON_BYTES     384        /* text of an end's reason */
-#define LIMIT_PIECE_BYTES      1024       /* longest piece of a vocabulary that hearth serves */
+#define LIMIT_REQUEST_ID_BYTES  16  /* 128 bits, chosen by the client library */
+#define LIMIT_STOP_STRINGS      16  /* per request */
+#define LIMIT_STOP_BYTES        128 /* of one stop string */
+#define LIMIT_LOGIT_BIASES      256 /* entries per request, banned tokens among them */
+#define LIMIT_BANNED_STRINGS    64  /* per request, each at most LIMIT_STOP_BYTES */
+#define LIMIT_DRY_BREAKERS      16  /* per request */
+#define LIMIT_DRY_BREAKER_BYTES 40  /* of one of them */
+#define LIMIT_ALTERNATIVES      20  /* log-probabilities beside the chosen one */
+#define LIMIT_PROMPT_TOKENS     (LIMIT_PAYLOAD_BYTES / 4)
+#define LIMIT_CTX_TOKENS        (1u << 20) /* positions of one sequence */
+#define LIMIT_MODEL_NAME_BYTES  256        /* alias, file name or path, with its NUL */
+#define LIMIT_REASON_BYTES      384        /* text of an end's reason */
+#define LIMIT_PIECE_BYTES       1024       /* longest piece of a vocabulary that hearth serves */
 
 /* ---- processes ---- */
 #define LIMIT_CHILDREN         64   /* alive at once under one keeper */

@@ -14,13 +14,23 @@
 #define MESSAGE_VERSION 1
 
 /* Built-in sampling, used where neither request nor model says anything. */
-#define MESSAGE_TEMP           0.8f
-#define MESSAGE_TOP_K          40
-#define MESSAGE_TOP_P          0.95f
-#define MESSAGE_MIN_P          0.05f
-#define MESSAGE_TYPICAL_P      1.0f
-#define MESSAGE_REPEAT_PENALTY 1.0f
-#define MESSAGE_REPEAT_LAST_N  64
+#define MESSAGE_TEMP               0.8f
+#define MESSAGE_TOP_K              40
+#define MESSAGE_TOP_P              0.95f
+#define MESSAGE_MIN_P              0.05f
+#define MESSAGE_TYPICAL_P          1.0f
+#define MESSAGE_REPEAT_PENALTY     1.0f
+#define MESSAGE_REPEAT_LAST_N      64
+#define MESSAGE_DYNATEMP_EXPONENT  1.0f
+#define MESSAGE_TOP_N_SIGMA        (-1.0f)
+#define MESSAGE_XTC_THRESHOLD      0.1f
+#define MESSAGE_DRY_BASE           1.75f
+#define MESSAGE_DRY_ALLOWED_LENGTH 2
+#define MESSAGE_DRY_PENALTY_LAST_N 64
+#define MESSAGE_MIROSTAT_TAU       5.0f
+#define MESSAGE_MIROSTAT_ETA       0.1f
+/* What dynatemp_range, xtc_probability, dry_multiplier and mirostat are without being asked for is 0: off. The breakers
+ * of DRY are a line's end, a colon, a quote, an asterisk (broker/submit.c). */
 
 /* Room for one unpacked envelope; reused for the next. Zero it before its first use. */
 struct message_arena {

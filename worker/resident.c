@@ -165,7 +165,7 @@ static int make_room(struct resident *r, struct err *err)
     for (uint32_t i = 0; i < n; i++) {
         r->sequences[i].kv = SEQUENCE_NO_KV;
     }
-    r->sampling = sampler_work_create(r->model->vocab_size, &r->pieces, err);
+    r->sampling = sampler_work_create(r->model->vocab_size, r->shape.ctx_len, &r->pieces, err);
     if (!r->sampling) {
         return -1;
     }
@@ -416,8 +416,8 @@ static void answer(struct resident *r, struct sequence *s, const float *logits)
 {
     struct sampler_choice choice;
     struct err err;
-    if (sampler_choose(r->sampling, &s->sampler, logits, s->tokens, s->n_tokens, &choice, &err) <
-            0 ||
+    if (sampler_choose(r->sampling, &s->sampler, logits, s->tokens, s->n_tokens, NULL, &choice,
+                       &err) < 0 ||
         sequence_accept(s, &choice, &err) < 0) {
         fail(s, err.code, err.text);
     }

@@ -28,11 +28,19 @@ static inline void rng_philox(const uint32_t counter[4], const uint32_t key[2], 
     out[3] = c3;
 }
 
+/* What a number is drawn for, so that two draws at one position are independent. */
+enum rng_use {
+    RNG_TOKEN,
+    RNG_XTC, /* whether the top choices are excluded */
+};
+
 /* Uniform in [0, 1), 53 bits. position: where in its sequence the token will stand; attempt: 0, or a later try at the
  * same position. */
-static inline double rng_uniform(uint64_t seed, uint64_t position, uint32_t attempt)
+static inline double rng_uniform(uint64_t seed, uint64_t position, uint32_t attempt,
+                                 enum rng_use use)
 {
-    uint32_t counter[4] = { (uint32_t)position, (uint32_t)(position >> 32), attempt, 0 };
+    uint32_t counter[4] = { (uint32_t)position, (uint32_t)(position >> 32), attempt,
+                            (uint32_t)use };
     uint32_t key[2] = { (uint32_t)seed, (uint32_t)(seed >> 32) };
     uint32_t out[4];
     rng_philox(counter, key, out);

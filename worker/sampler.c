@@ -5,20 +5,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "worker/candidates.h"
 #include "worker/rng.h"
 
-struct candidate {
-    float logit;
-    int32_t id;
-    double key; /* typical-p: distance from the entropy */
-};
-
 struct sampler_work {
-    uint32_t n_vocab;
+    uint32_t n_vocab, ctx_len;
     const struct pieces *pieces;
-    struct candidate *set, *sorted; /* [n_vocab] each */
-    uint32_t *counts;               /* [n_vocab], zero between calls */
-    float *logits;                  /* [n_vocab], biased and penalised */
+    struct candidates c; /* its lists are owned here, [n_vocab] each */
+    uint32_t *counts;    /* [n_vocab], zero between calls */
+    uint32_t *matches;   /* [ctx_len + 1] */
+    float *logits;       /* [n_vocab], biased */
 };
 
 static float sane(float value, float off)
@@ -43,27 +39,48 @@ void sampler_init(struct sampler *s, const struct journal_params *p)
                                                                  : LIMIT_ALTERNATIVES,
         .logprobs = p->logprobs != 0,
         .ignore_eos = p->ignore_eos != 0,
+        .dynatemp_range = sane(p->dynatemp_range, 0),
+        .dynatemp_exponent = sane(p->dynatemp_exponent, 1),
+        .top_n_sigma = sane(p->top_n_sigma, 0),
+        .xtc_probability = sane(p->xtc_probability, 0),
+        .xtc_threshold = sane(p->xtc_threshold, 1),
+        .dry = { .multiplier = sane(p->dry_multiplier, 0),
+                 .base = sane(p->dry_base, 1),
+                 .allowed_length = p->dry_allowed_length,
+                 .penalty_last_n = p->dry_penalty_last_n },
     };
+    mirostat_init(&s->mirostat, (int)p->mirostat, sane(p->mirostat_tau, 0),
+                  sane(p->mirostat_eta, 0));
+    for (uint32_t i = 0; i < p->n_samplers && i < JOURNAL_N_SAMPLERS; i++) {
+        if (p->samplers[i] < JOURNAL_N_SAMPLERS) {
+            s->order[s->n_order++] = (enum journal_sampler)p->samplers[i];
+        }
+    }
+    for (int i = 0; p->n_samplers == 0 && i < JOURNAL_N_SAMPLERS; i++) {
+        s->order[s->n_order++] = (enum journal_sampler)i;
+    }
     if (s->repeat_penalty <= 0) {
         s->repeat_penalty = 1;
     }
 }
 
-struct sampler_work *sampler_work_create(uint32_t n_vocab, const struct pieces *pieces,
-                                         struct err *err)
+struct sampler_work *sampler_work_create(uint32_t n_vocab, uint32_t ctx_len,
+                                         const struct pieces *pieces, struct err *err)
 {
     struct sampler_work *w = calloc(1, sizeof *w);
     if (w) {
         *w = (struct sampler_work){
             .n_vocab = n_vocab,
+            .ctx_len = ctx_len,
             .pieces = pieces,
-            .set = calloc(n_vocab, sizeof *w->set),
-            .sorted = calloc(n_vocab, sizeof *w->sorted),
+            .c = { .set = calloc(n_vocab, sizeof *w->c.set),
+                   .sorted = calloc(n_vocab, sizeof *w->c.sorted) },
             .counts = calloc(n_vocab, sizeof *w->counts),
+            .matches = calloc(ctx_len + 1ull, sizeof *w->matches),
             .logits = calloc(n_vocab, sizeof *w->logits),
         };
     }
-    if (!w || !w->set || !w->sorted || !w->counts || !w->logits) {
+    if (!w || !w->c.set || !w->c.sorted || !w->counts || !w->matches || !w->logits) {
         err_set(err, ERR_NO_MEMORY, "no memory to sample from %u tokens", n_vocab);
         sampler_work_destroy(&w);
     }
@@ -74,100 +91,33 @@ void sampler_work_destroy(struct sampler_work **workp)
 {
     struct sampler_work *w = *workp;
     if (w) {
-        free(w->set);
-        free(w->sorted);
+        free(w->c.set);
+        free(w->c.sorted);
         free(w->counts);
+        free(w->matches);
         free(w->logits);
         free(w);
     }
     *workp = NULL;
 }
 
-/* ---- orders and heaps ---- */
+/* ---- the candidates ---- */
 
-typedef bool before_fn(const struct candidate *a, const struct candidate *b);
-
-static bool likelier(const struct candidate *a, const struct candidate *b)
-{
-    return a->logit > b->logit || (a->logit == b->logit && a->id < b->id);
-}
-
-static bool less_likely(const struct candidate *a, const struct candidate *b)
-{
-    return likelier(b, a);
-}
-
-static bool more_typical(const struct candidate *a, const struct candidate *b)
-{
-    return a->key < b->key || (!(b->key < a->key) && a->id < b->id);
-}
-
-static void sift(struct candidate *heap, uint32_t n, uint32_t at, before_fn *before)
-{
-    struct candidate moving = heap[at];
-    for (;;) {
-        uint32_t child = 2 * at + 1;
-        if (child >= n) {
-            break;
-        }
-        if (child + 1 < n && before(&heap[child + 1], &heap[child])) {
-            child++;
-        }
-        if (!before(&heap[child], &moving)) {
-            break;
-        }
-        heap[at] = heap[child];
-        at = child;
-    }
-    heap[at] = moving;
-}
-
-static void heapify(struct candidate *heap, uint32_t n, before_fn *before)
-{
-    for (uint32_t i = n / 2; i-- > 0;) {
-        sift(heap, n, i, before);
-    }
-}
-
-static struct candidate pop(struct candidate *heap, uint32_t *n, before_fn *before)
-{
-    struct candidate top = heap[0];
-    heap[0] = heap[--*n];
-    if (*n > 0) {
-        sift(heap, *n, 0, before);
-    }
-    return top;
-}
-
-/* The k first of set, in order, into out; set is left in disorder. */
-static void select_first(struct candidate *set, uint32_t n, struct candidate *out, uint32_t k)
-{
-    /* out is a heap with the least likely on top, so most candidates cost one comparison. */
-    memcpy(out, set, k * sizeof *out);
-    heapify(out, k, less_likely);
-    for (uint32_t i = k; i < n; i++) {
-        if (likelier(&set[i], &out[0])) {
-            out[0] = set[i];
-            sift(out, k, 0, less_likely);
-        }
-    }
-    for (uint32_t left = k; left > 1;) {
-        struct candidate last = pop(out, &left, less_likely);
-        out[left] = last;
-    }
-}
-
-/* ---- the steps ---- */
-
-/* Bias and penalties into w->logits. */
+/* Biases, and what must not come, into w->logits. */
 static void adjust(struct sampler_work *w, const struct sampler *s, const float *logits,
-                   const int32_t *tokens, uint64_t n_tokens)
+                   const struct sampler_refused *refused)
 {
     memcpy(w->logits, logits, w->n_vocab * sizeof *logits);
     for (uint32_t i = 0; i < s->n_biases; i++) {
         int32_t id = s->biases[i].token;
         if (id >= 0 && (uint32_t)id < w->n_vocab) {
             w->logits[id] += s->biases[i].bias;
+        }
+    }
+    for (uint32_t i = 0; refused && i < refused->n; i++) {
+        int32_t id = refused->tokens[i];
+        if (id >= 0 && (uint32_t)id < w->n_vocab) {
+            w->logits[id] = -INFINITY;
         }
     }
     if (s->ignore_eos) {
@@ -177,6 +127,32 @@ static void adjust(struct sampler_work *w, const struct sampler *s, const float 
             }
         }
     }
+}
+
+/* All ids that may be chosen, in order of id. */
+static void collect(struct sampler_work *w)
+{
+    struct candidates *c = &w->c;
+    uint32_t n_ids = w->pieces->n > 0 && w->pieces->n < w->n_vocab ? w->pieces->n : w->n_vocab;
+    c->n = 0;
+    c->scale = 1;
+    for (uint32_t id = 0; id < n_ids; id++) {
+        if (w->logits[id] > -INFINITY) { /* false for NaN */
+            c->set[c->n++] = (struct candidate){ .logit = w->logits[id], .id = (int32_t)id };
+        }
+    }
+}
+
+/* ---- the steps ---- */
+
+static bool in_vocab(const struct sampler_work *w, int32_t id)
+{
+    return id >= 0 && (uint32_t)id < w->n_vocab;
+}
+
+static void penalise(struct sampler_work *w, const struct sampler *s, const int32_t *tokens,
+                     uint64_t n_tokens)
+{
     bool penalised = s->repeat_penalty != 1 || s->presence_penalty != 0 ||
                      s->frequency_penalty != 0;
     uint64_t window = s->repeat_last_n < 0                    ? n_tokens
@@ -187,191 +163,180 @@ static void adjust(struct sampler_work *w, const struct sampler *s, const float 
     }
     const int32_t *seen = tokens + (n_tokens - window);
     for (uint64_t i = 0; i < window; i++) {
-        if (seen[i] >= 0 && (uint32_t)seen[i] < w->n_vocab) {
+        if (in_vocab(w, seen[i])) {
             w->counts[seen[i]]++;
         }
     }
+    for (uint32_t i = 0; i < w->c.n; i++) {
+        float *l = &w->c.set[i].logit;
+        uint32_t count = w->counts[w->c.set[i].id];
+        if (count > 0) {
+            *l = *l > 0 ? *l / s->repeat_penalty : *l * s->repeat_penalty;
+            *l -= (float)count * s->frequency_penalty + s->presence_penalty;
+        }
+    }
     for (uint64_t i = 0; i < window; i++) {
-        if (seen[i] < 0 || (uint32_t)seen[i] >= w->n_vocab || w->counts[seen[i]] == 0) {
-            continue;
-        }
-        float *l = &w->logits[seen[i]];
-        *l = *l > 0 ? *l / s->repeat_penalty : *l * s->repeat_penalty;
-        *l -= (float)w->counts[seen[i]] * s->frequency_penalty + s->presence_penalty;
-        w->counts[seen[i]] = 0;
-    }
-}
-
-/* All ids that may be chosen, in order of id. */
-static uint32_t collect(struct sampler_work *w)
-{
-    uint32_t n = 0;
-    uint32_t n_ids = w->pieces->n > 0 && w->pieces->n < w->n_vocab ? w->pieces->n : w->n_vocab;
-    for (uint32_t id = 0; id < n_ids; id++) {
-        if (w->logits[id] > -INFINITY) { /* false for NaN */
-            w->set[n++] = (struct candidate){ .logit = w->logits[id], .id = (int32_t)id };
+        if (in_vocab(w, seen[i])) {
+            w->counts[seen[i]] = 0;
         }
     }
-    return n;
 }
 
-static double max_logit(const struct candidate *set, uint32_t n)
+/* Steps that add to logits after the temperature mean those that it gave. */
+static void settle(struct candidates *c)
 {
-    float best = set[0].logit;
-    for (uint32_t i = 1; i < n; i++) {
-        best = set[i].logit > best ? set[i].logit : best;
+    for (uint32_t i = 0; c->scale != 1 && i < c->n; i++) {
+        c->set[i].logit = (float)((double)c->set[i].logit / c->scale);
     }
-    return (double)best;
+    c->scale = 1;
 }
 
-static double weight_sum(const struct candidate *set, uint32_t n, double max)
+/* Sharper than this is the likeliest alone. */
+#define TEMP_LEAST 1e-4
+
+static void temper(struct candidates *c, const struct sampler *s)
 {
-    double sum = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        sum += exp((double)set[i].logit - max);
+    double temp = (double)s->temp, range = (double)s->dynatemp_range;
+    if (range > 0 && c->n > 1) {
+        double low = temp > range ? temp - range : 0;
+        double share = candidates_entropy(c) / log(c->n);
+        share = share < 0 ? 0 : share > 1 ? 1 : share;
+        temp = low + (temp + range - low) * pow(share, (double)s->dynatemp_exponent);
+        temp = temp > TEMP_LEAST ? temp : TEMP_LEAST;
     }
-    return sum;
+    if (temp > 0) {
+        c->scale *= temp;
+    }
 }
 
-/* Keeps the most typical candidates that together reach typical_p. Reads set, which may hold them in any order. */
-static uint32_t keep_typical(struct sampler_work *w, uint32_t n, double typical_p)
+static void step(struct sampler_work *w, const struct sampler *s, enum journal_sampler which,
+                 const int32_t *tokens, uint64_t n_tokens, uint32_t attempt)
 {
-    double max = max_logit(w->set, n);
-    double log_sum = log(weight_sum(w->set, n, max));
-    double entropy = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        double lp = (double)w->set[i].logit - max - log_sum;
-        entropy -= exp(lp) * lp;
+    struct candidates *c = &w->c;
+    switch (which) {
+    case JOURNAL_PENALTIES:
+        settle(c);
+        penalise(w, s, tokens, n_tokens);
+        return;
+    case JOURNAL_DRY:
+        settle(c);
+        dry_apply(&s->dry, w->pieces, tokens, n_tokens, c, w->counts, w->n_vocab, w->matches,
+                  w->ctx_len + 1);
+        return;
+    case JOURNAL_TEMPERATURE:
+        temper(c, s);
+        return;
+    default:
+        break;
     }
-    for (uint32_t i = 0; i < n; i++) {
-        w->set[i].key = fabs(-((double)w->set[i].logit - max - log_sum) - entropy);
+    if (s->mirostat.version != 0 || c->n < 2) {
+        return; /* the rest are filters */
     }
-    heapify(w->set, n, more_typical);
-    uint32_t kept = 0;
-    double mass = 0;
-    while (n > 0 && (kept == 0 || mass < typical_p)) {
-        struct candidate c = pop(w->set, &n, more_typical);
-        mass += exp((double)c.logit - max - log_sum);
-        w->sorted[kept++] = c;
-    }
-    memcpy(w->set, w->sorted, kept * sizeof *w->set);
-    return kept;
-}
-
-/* Keeps the likeliest candidates that together reach top_p; afterwards set is in order. */
-static uint32_t keep_top_p(struct sampler_work *w, uint32_t n, double top_p)
-{
-    double max = max_logit(w->set, n);
-    double enough = top_p * weight_sum(w->set, n, max);
-    heapify(w->set, n, likelier);
-    uint32_t kept = 0;
-    double mass = 0;
-    while (n > 0 && (kept == 0 || mass < enough)) {
-        struct candidate c = pop(w->set, &n, likelier);
-        mass += exp((double)c.logit - max);
-        w->sorted[kept++] = c;
-    }
-    memcpy(w->set, w->sorted, kept * sizeof *w->set);
-    return kept;
-}
-
-static uint32_t keep_min_p(struct sampler_work *w, uint32_t n, double min_p)
-{
-    double least = max_logit(w->set, n) + log(min_p);
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        if ((double)w->set[i].logit >= least || n == 1) {
-            w->set[kept++] = w->set[i];
+    switch (which) {
+    case JOURNAL_TOP_N_SIGMA:
+        if (s->top_n_sigma > 0) {
+            candidates_n_sigma(c, (double)s->top_n_sigma);
         }
+        return;
+    case JOURNAL_TOP_K:
+        if (s->top_k > 0) {
+            candidates_top_k(c, (uint32_t)s->top_k);
+        }
+        return;
+    case JOURNAL_TYPICAL_P:
+        if (s->typical_p < 1) {
+            candidates_typical(c, (double)s->typical_p);
+        }
+        return;
+    case JOURNAL_TOP_P:
+        if (s->top_p < 1) {
+            candidates_top_p(c, (double)s->top_p);
+        }
+        return;
+    case JOURNAL_MIN_P:
+        if (s->min_p > 0) {
+            candidates_min_p(c, s->min_p < 1 ? (double)s->min_p : 1.0);
+        }
+        return;
+    case JOURNAL_XTC:
+        if (s->xtc_probability > 0 &&
+            rng_uniform(s->seed, n_tokens, attempt, RNG_XTC) < (double)s->xtc_probability) {
+            candidates_xtc(c, (double)s->xtc_threshold);
+        }
+        return;
+    default:
+        return;
     }
-    return kept;
 }
 
-static int32_t draw(const struct candidate *set, uint32_t n, double temp, double u)
-{
-    double max = max_logit(set, n);
-    double sum = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        sum += exp(((double)set[i].logit - max) / temp);
-    }
-    double mark = u * sum, mass = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        mass += exp(((double)set[i].logit - max) / temp);
-        if (mark < mass) {
-            return set[i].id;
-        }
-    }
-    return set[n - 1].id; /* not reached: mark < sum, and mass is the same sum */
-}
-
-static int32_t likeliest(const struct candidate *set, uint32_t n)
-{
-    uint32_t best = 0;
-    for (uint32_t i = 1; i < n; i++) {
-        if (likelier(&set[i], &set[best])) {
-            best = i;
-        }
-    }
-    return set[best].id;
-}
+/* ---- the choice ---- */
 
 /* The model's own log-probabilities, of the chosen token and of the likeliest. */
 static void fill_logprobs(struct sampler_work *w, const struct sampler *s, const float *logits,
                           struct sampler_choice *choice)
 {
+    struct candidates *c = &w->c;
     memcpy(w->logits, logits, w->n_vocab * sizeof *logits);
-    uint32_t n = collect(w);
-    if (n == 0) {
+    collect(w);
+    if (c->n == 0) {
         return;
     }
-    double max = max_logit(w->set, n);
-    double log_sum = log(weight_sum(w->set, n, max));
+    double max = candidates_max(c);
+    double log_sum = log(candidates_weight(c, max));
     choice->logprob = (float)((double)logits[choice->token] - max - log_sum);
-    uint32_t k = s->n_alternatives < n ? s->n_alternatives : n;
+    uint32_t k = s->n_alternatives < c->n ? s->n_alternatives : c->n;
     if (k > 0) {
-        select_first(w->set, n, w->sorted, k);
+        candidates_first(c, k);
     }
     for (uint32_t i = 0; i < k; i++) {
         choice->alternatives[i] = (struct journal_alternative){
-            .token = w->sorted[i].id,
-            .logprob = (float)((double)w->sorted[i].logit - max - log_sum),
+            .token = c->sorted[i].id,
+            .logprob = (float)((double)c->sorted[i].logit - max - log_sum),
         };
     }
     choice->n_alternatives = k;
 }
 
+static bool any_finite(const struct candidates *c)
+{
+    return c->n > 0 && isfinite(candidates_max(c));
+}
+
 int sampler_choose(struct sampler_work *w, const struct sampler *s, const float *logits,
-                   const int32_t *tokens, uint64_t n_tokens, struct sampler_choice *choice,
-                   struct err *err)
+                   const int32_t *tokens, uint64_t n_tokens, const struct sampler_refused *refused,
+                   struct sampler_choice *choice, struct err *err)
 {
     *choice = (struct sampler_choice){ 0 };
-    adjust(w, s, logits, tokens, n_tokens);
-    uint32_t n = collect(w);
-    if (n == 0 || !isfinite(max_logit(w->set, n))) {
-        return err_set(err, ERR_FAILED, "the model gave no finite logit at position %llu",
+    adjust(w, s, logits, refused);
+    collect(w);
+    bool greedy = s->temp <= 0 && s->dynatemp_range <= 0;
+    uint32_t attempt = refused ? refused->n : 0;
+    for (uint32_t i = 0; i < s->n_order && any_finite(&w->c); i++) {
+        if (!greedy || s->order[i] == JOURNAL_PENALTIES || s->order[i] == JOURNAL_DRY) {
+            step(w, s, s->order[i], tokens, n_tokens, attempt);
+        }
+    }
+    if (!any_finite(&w->c)) {
+        return err_set(err, ERR_FAILED,
+                       attempt > 0 ? "the banned strings leave no token at position %llu"
+                                   : "the model gave no finite logit at position %llu",
                        (unsigned long long)n_tokens);
     }
-    if (s->temp <= 0) {
-        choice->token = likeliest(w->set, n);
+    double u = greedy ? 0 : rng_uniform(s->seed, n_tokens, attempt, RNG_TOKEN);
+    if (greedy) {
+        choice->token = candidates_likeliest(&w->c);
+    } else if (s->mirostat.version != 0) {
+        choice->token = mirostat_draw(&s->mirostat, &w->c, w->n_vocab, u, &choice->surprise);
     } else {
-        if (s->top_k > 0 && (uint32_t)s->top_k < n) {
-            select_first(w->set, n, w->sorted, (uint32_t)s->top_k);
-            n = (uint32_t)s->top_k;
-            memcpy(w->set, w->sorted, n * sizeof *w->set);
-        }
-        if (s->typical_p < 1) {
-            n = keep_typical(w, n, (double)s->typical_p);
-        }
-        if (s->top_p < 1) {
-            n = keep_top_p(w, n, (double)s->top_p);
-        }
-        if (s->min_p > 0) {
-            n = keep_min_p(w, n, s->min_p < 1 ? (double)s->min_p : 1.0);
-        }
-        choice->token = draw(w->set, n, (double)s->temp, rng_uniform(s->seed, n_tokens, 0));
+        choice->token = candidates_draw(&w->c, u);
     }
     if (s->logprobs) {
         fill_logprobs(w, s, logits, choice);
     }
     return 0;
+}
+
+void sampler_follow(struct sampler *s, float surprise)
+{
+    mirostat_follow(&s->mirostat, surprise);
 }

@@ -97,6 +97,7 @@ static int replay(struct sequence *s, struct err *err)
             const uint8_t *bytes = pieces_bytes(s->pieces, r->token, false, &len);
             stops_push(&s->stops, bytes, len, out, &n_out);
             s->tokens[s->n_tokens++] = r->token;
+            sampler_follow(&s->sampler, r->surprise);
         }
         s->ended = (r->flags & JOURNAL_ENDED) != 0;
         if (s->ended) {
@@ -204,10 +205,12 @@ int sequence_accept(struct sequence *s, const struct sampler_choice *choice, str
     const uint8_t *bytes = pieces_bytes(s->pieces, choice->token, false, &len);
     bool stopped = stops_push(&s->stops, bytes, len, out, &n_out);
     s->tokens[s->n_tokens++] = choice->token;
+    sampler_follow(&s->sampler, choice->surprise);
     struct journal_record record = {
         .flags = JOURNAL_TOKEN,
         .token = choice->token,
         .logprob = choice->logprob,
+        .surprise = choice->surprise,
         .n_alternatives = (uint16_t)choice->n_alternatives,
     };
     if (stopped || at_length(s)) {

@@ -16,7 +16,7 @@ static int open_work(void **state)
 {
     (void)state;
     struct err err;
-    work = sampler_work_create(N, &no_pieces, &err);
+    work = sampler_work_create(N, 1 << 16, &no_pieces, &err);
     return work ? 0 : -1;
 }
 
@@ -41,7 +41,7 @@ static int32_t choose_at(const struct sampler *s, const float *logits, const int
                          uint64_t n)
 {
     struct err err;
-    assert_ok(sampler_choose(work, s, logits, tokens, n, &choice, &err), err);
+    assert_ok(sampler_choose(work, s, logits, tokens, n, NULL, &choice, &err), err);
     return choice.token;
 }
 
@@ -93,7 +93,7 @@ static void no_finite_logit_is_an_error(void **state)
     for (int i = 0; i < N; i++) {
         logits[i] = NAN;
     }
-    assert_int_equal(sampler_choose(work, &s, logits, NULL, 0, &choice, &err), -1);
+    assert_int_equal(sampler_choose(work, &s, logits, NULL, 0, NULL, &choice, &err), -1);
     assert_int_equal(err.code, ERR_FAILED);
 }
 

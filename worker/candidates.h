@@ -1,0 +1,44 @@
+/* The tokens that may still be chosen, and the filters that leave fewer of them. A set keeps at least one; sums run in
+ * double in the set's order, ties go to the lower id. The probability of a candidate is softmax(logit / scale) over the
+ * set as it stands: temperature only sets the scale, so that nothing is rounded on the way. Worker, loop thread; nothing
+ * is allocated here.
+ *   top-k     the k likeliest                             typical-p  Meister et al. 2022
+ *   top-p     the likeliest up to mass p, Holtzman 2019   min-p      at least p times the best, Nguyen et al. 2024
+ *   top-n-sigma  logit >= max - n * (standard deviation of the set's logits), Tang et al. 2024
+ *   xtc       of those that reach the threshold only the least likely stays (Exclude Top Choices) */
+#pragma once
+
+#include <stdint.h>
+
+struct candidate {
+    float logit;
+    int32_t id;
+    double key; /* scratch of typical-p */
+};
+
+struct candidates {
+    struct candidate *set, *sorted; /* room for every id each; borrowed */
+    uint32_t n;
+    double scale; /* the temperature so far; > 0 */
+};
+
+/* Largest logit, and the sum of exp((logit - max) / scale). */
+double candidates_max(const struct candidates *c);
+double candidates_weight(const struct candidates *c, double max);
+
+/* The k first, in order, into c->sorted; the set keeps all, in disorder. k <= n. */
+void candidates_first(struct candidates *c, uint32_t k);
+
+void candidates_top_k(struct candidates *c, uint32_t k);
+void candidates_typical(struct candidates *c, double typical_p);
+void candidates_top_p(struct candidates *c, double top_p);
+void candidates_min_p(struct candidates *c, double min_p);
+void candidates_n_sigma(struct candidates *c, double n);
+void candidates_xtc(struct candidates *c, double threshold);
+
+/* Shannon entropy of the set in nats. */
+double candidates_entropy(const struct candidates *c);
+
+/* u in [0, 1) picks by mass. */
+int32_t candidates_draw(const struct candidates *c, double u);
+int32_t candidates_likeliest(const struct candidates *c);

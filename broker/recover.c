@@ -127,7 +127,10 @@ static void recover_slot(struct broker *b, struct shard *shard, uint32_t i)
         atomic_store(&slot->reader, b->records.reader);
     }
     if (request_ended(r)) {
-        r->ended_ms = b->now_ms;
+        /* Kept from its end on, not from ours: brokers that die young would keep it for ever. */
+        struct journal_record end;
+        uint64_t ended_ms = request_find_end(r, &end) ? end.time_us / 1000 : b->now_ms;
+        r->ended_ms = ended_ms < b->now_ms ? ended_ms : b->now_ms;
         return;
     }
     queue_enter(&b->queue, r->flow);

@@ -163,6 +163,9 @@ static int read_attach(struct hearth *h, struct err *err)
             h->bulk_fd = fds[0];
             h->bulk_tag = msg.value;
             fds[0] = -1;
+        } else if (msg.status == ERR_REFUSED && h->state == CONNECTION_ATTACHING) {
+            /* The broker that welcomed us died before we attached: its successor does not know our number. Greet anew. */
+            go_down(h);
         } else if (msg.status != ERR_NONE) {
             return err_set(err, (enum err_code)msg.status, "%s", msg.text);
         }

@@ -46,6 +46,7 @@ struct keeper {
     uint64_t broker_born_ms, broker_birth_at_ms;
     unsigned backoff_ms;
     bool broker_once_served; /* it asked for a birth: its options were good */
+    bool broker_ready;       /* this one took the lists: it is at work */
     /* A LIST in progress: what is still to be sent. */
     bool listing;
     uint64_t list_cookie;
@@ -87,6 +88,7 @@ static void spawn_broker(struct keeper *k)
     k->broker = child->number;
     k->broker_born_ms = now_ms();
     k->listing = false;
+    k->broker_ready = false;
     log_info("broker: epoch %u, pid %d", k->broker_epoch, (int)child->pid);
     struct channel_msg msg = { .op = CHANNEL_BROKER_NEW, .value = k->broker_epoch };
     for (int i = 0; i < LIMIT_CHILDREN; i++) {
@@ -233,7 +235,7 @@ static void from_broker(struct keeper *k, struct child *broker, const struct cha
         take_for(k, broker, msg);
         return;
     case CHANNEL_LIST:
-        k->listing = true;
+        k->listing = k->broker_ready = true;
         k->list_cookie = msg->cookie;
         k->list_child = k->list_segment = 0;
         return; /* answered row by row, as the line takes them */
@@ -420,13 +422,16 @@ static void broker_died(struct keeper *k, struct child *child)
         k->phase_until_ms = 0;
         return;
     }
-    k->backoff_ms = lived_ms > YOUNG_MS  ? 0
-                    : k->backoff_ms == 0 ? BACKOFF_MIN_MS
-                                         : 2 * k->backoff_ms;
-    if (k->backoff_ms > BACKOFF_MAX_MS) {
-        k->backoff_ms = BACKOFF_MAX_MS;
+    /* Only a broker that fails by itself, young, is slowed down; one that was at work and was killed is replaced at once. */
+    bool killed = WIFSIGNALED(status) &&
+                  (WTERMSIG(status) == SIGKILL || WTERMSIG(status) == SIGTERM);
+    if (lived_ms > YOUNG_MS || (killed && k->broker_ready)) {
+        k->backoff_ms = 0;
+    } else {
+        k->backoff_ms = k->backoff_ms == 0 ? BACKOFF_MIN_MS : 2 * k->backoff_ms;
+        k->backoff_ms = k->backoff_ms > BACKOFF_MAX_MS ? BACKOFF_MAX_MS : k->backoff_ms;
     }
-    k->broker_birth_at_ms = now_ms() + (lived_ms > YOUNG_MS ? 0 : k->backoff_ms);
+    k->broker_birth_at_ms = now_ms() + k->backoff_ms;
     log_warn("broker: %s %d after %llu ms; a new one in %u ms",
              WIFSIGNALED(status) ? "died by signal" : "left with code",
              WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status),

@@ -97,7 +97,7 @@ static void draft_destroy(struct request_draft **draftp)
     }
     free(d->payload);
     free(d->ids);
-    free(d->stops);
+    free(d->strings);
     free(d);
     *draftp = NULL;
 }

@@ -44,8 +44,8 @@ struct request_draft {
     bool has_n_max, has_seed, has_deadline;
     uint32_t deadline_ms, ctx_limit; /* the alias's context; 0: none */
     struct journal_bias biases[LIMIT_LOGIT_BIASES];
-    uint8_t *stops; /* owned: { uint32_t length; bytes } each */
-    uint32_t stops_bytes;
+    uint8_t *strings; /* owned: { uint32_t length; bytes } each, as struct journal_extra has them */
+    uint32_t strings_bytes;
     char model_name[LIMIT_MODEL_NAME_BYTES]; /* alias or file, for the next broker */
     uint32_t kind;                           /* Hearth__PromptKind */
     uint8_t *payload;                        /* owned */

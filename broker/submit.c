@@ -15,11 +15,138 @@
 
 /* ---- parameters ---- */
 
+/* A number that an alias may give (bit of its `has`) when the request does not. */
 #define FIELD(name, min, max, bit)                                                                 \
     {                                                                                              \
-#name, s && s->has_##name, s ? (double)s->name : 0, &p->name, min, max, bit,               \
+#name, s && s->has_##name, s ? (double)s->name : 0, &p->name, NULL, min, max, bit,         \
             a ? &a->name : NULL                                                                    \
     }
+/* A number that only a request gives. */
+#define ASKED(name, min, max)                                                                      \
+    {                                                                                              \
+#name, s && s->has_##name, s ? (double)s->name : 0, &p->name, NULL, min, max, 0, NULL      \
+    }
+#define ASKED_INT(name, min, max)                                                                  \
+    {                                                                                              \
+#name, s && s->has_##name, s ? (double)s->name : 0, NULL, &p->name, min, max, 0, NULL      \
+    }
+
+static int read_numbers(struct journal_params *p, const Hearth__Sampling *s,
+                        const struct config_sampling *a, struct err *err)
+{
+    const struct {
+        const char *name;
+        bool given;
+        double value;
+        float *to;
+        int32_t *to_int;
+        double min, max;
+        uint32_t bit;
+        const float *alias;
+    } rows[] = {
+        FIELD(temp, 0, 100, CONFIG_TEMP),
+        FIELD(top_p, 0, 1, CONFIG_TOP_P),
+        FIELD(min_p, 0, 1, CONFIG_MIN_P),
+        FIELD(typical_p, 0, 1, CONFIG_TYPICAL_P),
+        FIELD(repeat_penalty, 0.01, 100, CONFIG_REPEAT_PENALTY),
+        FIELD(presence_penalty, -100, 100, CONFIG_PRESENCE_PENALTY),
+        FIELD(frequency_penalty, -100, 100, CONFIG_FREQUENCY_PENALTY),
+        ASKED(dynatemp_range, 0, 100),
+        ASKED(dynatemp_exponent, 0, 100),
+        ASKED(top_n_sigma, -1, 1000),
+        ASKED(xtc_probability, 0, 1),
+        ASKED(xtc_threshold, 0, 1),
+        ASKED(dry_multiplier, 0, 100),
+        ASKED(dry_base, 1, 100),
+        ASKED_INT(dry_allowed_length, 1, LIMIT_CTX_TOKENS),
+        ASKED_INT(dry_penalty_last_n, -1, LIMIT_CTX_TOKENS),
+        ASKED(mirostat_tau, 0, 100),
+        ASKED(mirostat_eta, 0, 1),
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        if (rows[i].given && !(rows[i].value >= rows[i].min && rows[i].value <= rows[i].max)) {
+            return err_set(err, ERR_BAD_INPUT, "%s is %g; it goes from %g to %g", rows[i].name,
+                           rows[i].value, rows[i].min, rows[i].max);
+        }
+        if (rows[i].given && rows[i].to_int) {
+            *rows[i].to_int = (int32_t)rows[i].value;
+        } else if (rows[i].given) {
+            *rows[i].to = (float)rows[i].value;
+        } else if (a && (a->has & rows[i].bit)) {
+            *rows[i].to = *rows[i].alias;
+        }
+    }
+    if (s && s->has_mirostat && s->mirostat > 2) {
+        return err_set(err, ERR_BAD_INPUT, "mirostat is %u; it is 0 (off), 1 or 2", s->mirostat);
+    }
+    p->mirostat = s && s->has_mirostat ? s->mirostat : 0;
+    return 0;
+}
+
+/* Log-probabilities, biases and banned tokens, which are biases that nothing outweighs. */
+static int read_lists(struct request_draft *d, const Hearth__Sampling *s, struct err *err)
+{
+    struct journal_params *p = &d->params;
+    p->logprobs = s->has_logprobs;
+    p->n_alternatives = s->has_logprobs ? s->logprobs : 0;
+    if (p->n_alternatives > LIMIT_ALTERNATIVES) {
+        return err_set(err, ERR_BAD_INPUT, "logprobs is %u; there are at most %d",
+                       p->n_alternatives, LIMIT_ALTERNATIVES);
+    }
+    if (s->n_logit_bias > LIMIT_LOGIT_BIASES ||
+        s->n_banned_tokens > LIMIT_LOGIT_BIASES - s->n_logit_bias) {
+        return err_set(err, ERR_BAD_INPUT,
+                       "%zu logit biases and %zu banned tokens; there are at most %d of both",
+                       s->n_logit_bias, s->n_banned_tokens, LIMIT_LOGIT_BIASES);
+    }
+    for (size_t i = 0; i < s->n_logit_bias; i++) {
+        if (isnan(s->logit_bias[i]->bias)) {
+            return err_set(err, ERR_BAD_INPUT, "the logit bias of token %d is not a number",
+                           s->logit_bias[i]->token);
+        }
+        d->biases[p->n_biases++] = (struct journal_bias){ s->logit_bias[i]->token,
+                                                          s->logit_bias[i]->bias };
+    }
+    for (size_t i = 0; i < s->n_banned_tokens; i++) {
+        d->biases[p->n_biases++] = (struct journal_bias){ s->banned_tokens[i], -INFINITY };
+    }
+    return 0;
+}
+
+/* "penalties;dry;..." into the order of the steps; those that are not named do not act. */
+static int read_order(struct journal_params *p, ProtobufCBinaryData text, struct err *err)
+{
+    char name[32];
+    size_t at = 0;
+    while (at <= text.len) {
+        const uint8_t *end = text.len > at ? memchr(text.data + at, ';', text.len - at) : NULL;
+        size_t len = end ? (size_t)(end - text.data) - at : text.len - at;
+        snprintf(name, sizeof name, "%.*s", (int)(len < sizeof name ? len : sizeof name - 1),
+                 len ? (const char *)text.data + at : "");
+        int which = 0;
+        while (which < JOURNAL_N_SAMPLERS &&
+               strcmp(name, journal_sampler_name((enum journal_sampler)which)) != 0) {
+            which++;
+        }
+        if (strcmp(name, "typical_p") == 0) {
+            which = JOURNAL_TYPICAL_P;
+        }
+        if (which == JOURNAL_N_SAMPLERS) {
+            return err_set(err, ERR_BAD_INPUT,
+                           "samplers: '%s' is none; there are penalties, dry, top_n_sigma, top_k, "
+                           "typ_p, top_p, min_p, xtc, temperature, with ; in between",
+                           name);
+        }
+        for (uint32_t i = 0; i < p->n_samplers; i++) {
+            if (p->samplers[i] == which) {
+                return err_set(err, ERR_BAD_INPUT, "samplers: %s is named twice", name);
+            }
+        }
+        p->samplers[p->n_samplers++] = (uint8_t)which;
+        at += len + 1;
+    }
+    return 0;
+}
 
 static int read_sampling(struct request_draft *d, const Hearth__Sampling *s,
                          const struct config_sampling *a, struct err *err)
@@ -33,34 +160,17 @@ static int read_sampling(struct request_draft *d, const Hearth__Sampling *s,
         .typical_p = MESSAGE_TYPICAL_P,
         .repeat_penalty = MESSAGE_REPEAT_PENALTY,
         .repeat_last_n = MESSAGE_REPEAT_LAST_N,
+        .dynatemp_exponent = MESSAGE_DYNATEMP_EXPONENT,
+        .top_n_sigma = MESSAGE_TOP_N_SIGMA,
+        .xtc_threshold = MESSAGE_XTC_THRESHOLD,
+        .dry_base = MESSAGE_DRY_BASE,
+        .dry_allowed_length = MESSAGE_DRY_ALLOWED_LENGTH,
+        .dry_penalty_last_n = MESSAGE_DRY_PENALTY_LAST_N,
+        .mirostat_tau = MESSAGE_MIROSTAT_TAU,
+        .mirostat_eta = MESSAGE_MIROSTAT_ETA,
     };
-    const struct {
-        const char *name;
-        bool given;
-        double value;
-        float *to;
-        double min, max;
-        uint32_t bit;
-        const float *alias;
-    } rows[] = {
-        FIELD(temp, 0, 100, CONFIG_TEMP),
-        FIELD(top_p, 0, 1, CONFIG_TOP_P),
-        FIELD(min_p, 0, 1, CONFIG_MIN_P),
-        FIELD(typical_p, 0, 1, CONFIG_TYPICAL_P),
-        FIELD(repeat_penalty, 0.01, 100, CONFIG_REPEAT_PENALTY),
-        FIELD(presence_penalty, -100, 100, CONFIG_PRESENCE_PENALTY),
-        FIELD(frequency_penalty, -100, 100, CONFIG_FREQUENCY_PENALTY),
-    };
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        if (rows[i].given && !(rows[i].value >= rows[i].min && rows[i].value <= rows[i].max)) {
-            return err_set(err, ERR_BAD_INPUT, "%s is %g; it goes from %g to %g", rows[i].name,
-                           rows[i].value, rows[i].min, rows[i].max);
-        }
-        if (rows[i].given) {
-            *rows[i].to = (float)rows[i].value;
-        } else if (a && (a->has & rows[i].bit)) {
-            *rows[i].to = *rows[i].alias;
-        }
+    if (read_numbers(p, s, a, err) < 0) {
+        return -1;
     }
     if (s && s->has_top_k) {
         p->top_k = s->top_k;
@@ -83,52 +193,73 @@ static int read_sampling(struct request_draft *d, const Hearth__Sampling *s,
     d->has_seed = s->has_seed;
     p->seed = s->seed;
     p->ignore_eos = s->has_ignore_eos && s->ignore_eos;
-    p->logprobs = s->has_logprobs;
-    p->n_alternatives = s->has_logprobs ? s->logprobs : 0;
-    if (p->n_alternatives > LIMIT_ALTERNATIVES) {
-        return err_set(err, ERR_BAD_INPUT, "logprobs is %u; there are at most %d",
-                       p->n_alternatives, LIMIT_ALTERNATIVES);
+    if (s->has_samplers && read_order(p, s->samplers, err) < 0) {
+        return -1;
     }
-    if (s->n_logit_bias > LIMIT_LOGIT_BIASES) {
-        return err_set(err, ERR_BAD_INPUT, "%zu logit biases; there are at most %d",
-                       s->n_logit_bias, LIMIT_LOGIT_BIASES);
-    }
-    for (size_t i = 0; i < s->n_logit_bias; i++) {
-        if (isnan(s->logit_bias[i]->bias)) {
-            return err_set(err, ERR_BAD_INPUT, "the logit bias of token %d is not a number",
-                           s->logit_bias[i]->token);
-        }
-        d->biases[i] = (struct journal_bias){ s->logit_bias[i]->token, s->logit_bias[i]->bias };
-    }
-    p->n_biases = (uint32_t)s->n_logit_bias;
-    return 0;
+    return read_lists(d, s, err);
 }
 
-static int read_stops(struct request_draft *d, const Hearth__Submit *submit, struct err *err)
+/* Built-in breakers of DRY: a line's end, a colon, a quote, an asterisk. */
+static uint8_t breaker_bytes[] = "\n:\"*";
+static const ProtobufCBinaryData breakers_built_in[] = {
+    { 1, breaker_bytes },
+    { 1, breaker_bytes + 1 },
+    { 1, breaker_bytes + 2 },
+    { 1, breaker_bytes + 3 },
+};
+
+/* Stop strings, sequence breakers and banned strings, behind each other as struct journal_extra has them. */
+static int read_strings(struct request_draft *d, const Hearth__Submit *submit, struct err *err)
 {
-    if (submit->n_stop > LIMIT_STOP_STRINGS) {
-        return err_set(err, ERR_BAD_INPUT, "%zu stop strings; there are at most %d", submit->n_stop,
-                       LIMIT_STOP_STRINGS);
+    const Hearth__Sampling *s = submit->sampling;
+    struct {
+        const char *name;
+        const ProtobufCBinaryData *list;
+        size_t n, n_max, len_max;
+        uint32_t *n_to;
+    } rows[] = {
+        { "stop string", submit->stop, submit->n_stop, LIMIT_STOP_STRINGS, LIMIT_STOP_BYTES,
+          &d->params.n_stops },
+        { "DRY sequence breaker", s ? s->dry_sequence_breakers : NULL,
+          s ? s->n_dry_sequence_breakers : 0, LIMIT_DRY_BREAKERS, LIMIT_DRY_BREAKER_BYTES,
+          &d->params.n_breakers },
+        { "banned string", s ? s->banned_strings : NULL, s ? s->n_banned_strings : 0,
+          LIMIT_BANNED_STRINGS, LIMIT_STOP_BYTES, &d->params.n_banned },
+    };
+    if (rows[1].n == 1 && rows[1].list[0].len == 0) {
+        rows[1].n = 0; /* one empty: none */
+    } else if (rows[1].n == 0 && d->params.dry_multiplier > 0) {
+        rows[1].list = breakers_built_in;
+        rows[1].n = sizeof breakers_built_in / sizeof *breakers_built_in;
     }
     size_t total = 0;
-    for (size_t i = 0; i < submit->n_stop; i++) {
-        if (submit->stop[i].len == 0 || submit->stop[i].len > LIMIT_STOP_BYTES) {
-            return err_set(err, ERR_BAD_INPUT, "a stop string of %zu bytes; it has 1 to %d",
-                           submit->stop[i].len, LIMIT_STOP_BYTES);
+    for (size_t k = 0; k < sizeof rows / sizeof *rows; k++) {
+        if (rows[k].n > rows[k].n_max) {
+            return err_set(err, ERR_BAD_INPUT, "%zu %ss; there are at most %zu", rows[k].n,
+                           rows[k].name, rows[k].n_max);
         }
-        total += sizeof(uint32_t) + submit->stop[i].len;
+        for (size_t i = 0; i < rows[k].n; i++) {
+            size_t len = rows[k].list[i].len;
+            if (len == 0 || len > rows[k].len_max) {
+                return err_set(err, ERR_BAD_INPUT, "a %s of %zu bytes; it has 1 to %zu",
+                               rows[k].name, len, rows[k].len_max);
+            }
+            total += sizeof(uint32_t) + len;
+        }
     }
-    d->stops = malloc(total + 1);
-    if (!d->stops) {
+    d->strings = malloc(total + 1);
+    if (!d->strings) {
         return err_set(err, ERR_NO_MEMORY, "no memory for stop strings");
     }
-    for (size_t i = 0; i < submit->n_stop; i++) {
-        uint32_t len = (uint32_t)submit->stop[i].len;
-        memcpy(d->stops + d->stops_bytes, &len, sizeof len);
-        memcpy(d->stops + d->stops_bytes + sizeof len, submit->stop[i].data, len);
-        d->stops_bytes += (uint32_t)sizeof len + len;
+    for (size_t k = 0; k < sizeof rows / sizeof *rows; k++) {
+        for (size_t i = 0; i < rows[k].n; i++) {
+            uint32_t len = (uint32_t)rows[k].list[i].len;
+            memcpy(d->strings + d->strings_bytes, &len, sizeof len);
+            memcpy(d->strings + d->strings_bytes + sizeof len, rows[k].list[i].data, len);
+            d->strings_bytes += (uint32_t)sizeof len + len;
+        }
+        *rows[k].n_to = (uint32_t)rows[k].n;
     }
-    d->params.n_stops = (uint32_t)submit->n_stop;
     return 0;
 }
 
@@ -281,7 +412,8 @@ void submit_take(struct broker *b, const struct post_to *to, struct client *c,
         goto fail;
     }
     if (read_sampling(d, submit->sampling, alias ? &alias->sampling : NULL, &err) < 0 ||
-        read_stops(d, submit, &err) < 0 || read_prompt(d, submit, payload, payload_len, &err) < 0) {
+        read_strings(d, submit, &err) < 0 ||
+        read_prompt(d, submit, payload, payload_len, &err) < 0) {
         goto fail;
     }
     if (r->priority > QUEUE_BATCH) {
@@ -359,7 +491,8 @@ static int check_numbers(struct request_draft *d, const struct model *m, struct 
     }
     for (uint32_t i = 0; i < d->params.n_biases; i++) {
         if (d->biases[i].token < 0 || (uint32_t)d->biases[i].token >= info->n_vocab) {
-            return err_set(err, ERR_BAD_INPUT, "a logit bias for token %d; the vocabulary has %u",
+            return err_set(err, ERR_BAD_INPUT,
+                           "a logit bias or ban of token %d; the vocabulary has %u",
                            d->biases[i].token, info->n_vocab);
         }
     }
@@ -390,19 +523,19 @@ static int admit(struct broker *b, struct request *r, struct err *err)
     }
     uint32_t biases_bytes = p->n_biases * (uint32_t)sizeof(struct journal_bias);
     uint64_t log_bytes = journal_log_need(p->n_max, piece, p->n_alternatives);
-    int at = journal_reserve(j, d->n_ids, biases_bytes + d->stops_bytes, log_bytes, err);
+    int at = journal_reserve(j, d->n_ids, biases_bytes + d->strings_bytes, log_bytes, err);
     while (at < 0 && err->code == ERR_BUSY && requests_free_left(b, r->shard)) {
-        at = journal_reserve(j, d->n_ids, biases_bytes + d->stops_bytes, log_bytes, err);
+        at = journal_reserve(j, d->n_ids, biases_bytes + d->strings_bytes, log_bytes, err);
     }
     if (at < 0) {
         return -1;
     }
     struct journal_slot *slot = journal_slot_at(j, (uint32_t)at);
     struct journal_extra *extra = journal_extra_of(j, slot);
-    *extra = (struct journal_extra){ biases_bytes, d->stops_bytes };
+    *extra = (struct journal_extra){ biases_bytes, d->strings_bytes };
     memcpy(extra + 1, d->biases, biases_bytes);
-    if (d->stops_bytes) {
-        memcpy((uint8_t *)(extra + 1) + biases_bytes, d->stops, d->stops_bytes);
+    if (d->strings_bytes) {
+        memcpy((uint8_t *)(extra + 1) + biases_bytes, d->strings, d->strings_bytes);
     }
     memcpy(journal_prompt(j, slot), d->ids, d->n_ids * sizeof *d->ids);
     if (!d->has_seed) {
@@ -466,7 +599,7 @@ void submit_advance(struct broker *b, struct request *r)
     free(d->payload);
     explicit_bzero(d->ids, d->n_ids * sizeof *d->ids);
     free(d->ids);
-    free(d->stops);
+    free(d->strings);
     free(d);
     r->draft = NULL;
     broker_alarm(b, b->now_ms);

@@ -41,8 +41,15 @@ static size_t id_of_hex(const char *hex, uint8_t id[LIMIT_REQUEST_ID_BYTES])
 
 /* ---- submitting ---- */
 
+/* What a Sampling message points to, for the time of a call. */
+struct sampling_lists {
+    Hearth__LogitBias biases[LIMIT_LOGIT_BIASES], *bias_list[LIMIT_LOGIT_BIASES];
+    ProtobufCBinaryData breakers[LIMIT_DRY_BREAKERS], banned[LIMIT_BANNED_STRINGS];
+    int32_t banned_tokens[LIMIT_LOGIT_BIASES];
+};
+
 static void fill_sampling(Hearth__Sampling *to, const struct hearth_sampling *s,
-                          Hearth__LogitBias *biases, Hearth__LogitBias **bias_list)
+                          struct sampling_lists *lists)
 {
 #define FIELD(name, as)                                                                            \
     to->has_##name = s->has_##as;                                                                  \
@@ -58,17 +65,46 @@ static void fill_sampling(Hearth__Sampling *to, const struct hearth_sampling *s,
     FIELD(frequency_penalty, frequency_penalty);
     FIELD(seed, seed);
     FIELD(logprobs, logprobs);
+    FIELD(dynatemp_range, dynatemp_range);
+    FIELD(dynatemp_exponent, dynatemp_exponent);
+    FIELD(top_n_sigma, top_n_sigma);
+    FIELD(xtc_probability, xtc_probability);
+    FIELD(xtc_threshold, xtc_threshold);
+    FIELD(dry_multiplier, dry_multiplier);
+    FIELD(dry_base, dry_base);
+    FIELD(dry_allowed_length, dry_allowed_length);
+    FIELD(dry_penalty_last_n, dry_penalty_last_n);
+    FIELD(mirostat, mirostat);
+    FIELD(mirostat_tau, mirostat_tau);
+    FIELD(mirostat_eta, mirostat_eta);
 #undef FIELD
     to->has_ignore_eos = true;
     to->ignore_eos = s->ignore_eos;
     for (size_t i = 0; i < s->n_biases; i++) {
-        hearth__logit_bias__init(&biases[i]);
-        biases[i].token = s->biases[i].token;
-        biases[i].bias = s->biases[i].bias;
-        bias_list[i] = &biases[i];
+        hearth__logit_bias__init(&lists->biases[i]);
+        lists->biases[i].token = s->biases[i].token;
+        lists->biases[i].bias = s->biases[i].bias;
+        lists->bias_list[i] = &lists->biases[i];
     }
     to->n_logit_bias = s->n_biases;
-    to->logit_bias = bias_list;
+    to->logit_bias = lists->bias_list;
+    for (size_t i = 0; i < s->n_dry_sequence_breakers; i++) {
+        lists->breakers[i] = message_str(s->dry_sequence_breakers[i]);
+    }
+    to->n_dry_sequence_breakers = s->n_dry_sequence_breakers;
+    to->dry_sequence_breakers = lists->breakers;
+    for (size_t i = 0; i < s->n_banned_strings; i++) {
+        lists->banned[i] = message_str(s->banned_strings[i]);
+    }
+    to->n_banned_strings = s->n_banned_strings;
+    to->banned_strings = lists->banned;
+    for (size_t i = 0; i < s->n_banned_tokens; i++) {
+        lists->banned_tokens[i] = s->banned_tokens[i];
+    }
+    to->n_banned_tokens = s->n_banned_tokens;
+    to->banned_tokens = lists->banned_tokens;
+    to->has_samplers = s->samplers != NULL;
+    to->samplers = message_str(s->samplers ? s->samplers : "");
 }
 
 static int take_accepted(struct hearth_request *r, const Hearth__Accepted *a, uint64_t from,
@@ -125,13 +161,21 @@ static int ask_accepted(struct hearth_request *r, Hearth__Envelope *e, const voi
 
 static int check_ask(const struct hearth_ask *ask, struct err *err)
 {
-    if (ask->n_stops > LIMIT_STOP_STRINGS) {
-        return err_set(err, ERR_USAGE, "%zu stop strings, at most %d", ask->n_stops,
-                       LIMIT_STOP_STRINGS);
-    }
-    if (ask->sampling.n_biases > LIMIT_LOGIT_BIASES) {
-        return err_set(err, ERR_USAGE, "%zu logit biases, at most %d", ask->sampling.n_biases,
-                       LIMIT_LOGIT_BIASES);
+    const struct {
+        const char *what;
+        size_t n, most;
+    } rows[] = {
+        { "stop strings", ask->n_stops, LIMIT_STOP_STRINGS },
+        { "logit biases", ask->sampling.n_biases, LIMIT_LOGIT_BIASES },
+        { "banned tokens", ask->sampling.n_banned_tokens, LIMIT_LOGIT_BIASES },
+        { "banned strings", ask->sampling.n_banned_strings, LIMIT_BANNED_STRINGS },
+        { "DRY sequence breakers", ask->sampling.n_dry_sequence_breakers, LIMIT_DRY_BREAKERS },
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        if (rows[i].n > rows[i].most) {
+            return err_set(err, ERR_USAGE, "%zu %s, at most %zu", rows[i].n, rows[i].what,
+                           rows[i].most);
+        }
     }
     return 0;
 }
@@ -140,7 +184,7 @@ struct hearth_request *hearth_submit(struct hearth *h, const struct hearth_ask *
                                      struct hearth_error *error)
 {
     struct err err = { 0 };
-    Hearth__LogitBias biases[LIMIT_LOGIT_BIASES], *bias_list[LIMIT_LOGIT_BIASES];
+    struct sampling_lists lists;
     ProtobufCBinaryData stops[LIMIT_STOP_STRINGS];
     Hearth__Sampling sampling = HEARTH__SAMPLING__INIT;
     Hearth__Submit submit = HEARTH__SUBMIT__INIT;
@@ -158,7 +202,7 @@ struct hearth_request *hearth_submit(struct hearth *h, const struct hearth_ask *
         err_set_errno(&err, ERR_IO, "random bytes for a request id");
         goto fail;
     }
-    fill_sampling(&sampling, &ask->sampling, biases, bias_list);
+    fill_sampling(&sampling, &ask->sampling, &lists);
     for (size_t i = 0; i < ask->n_stops; i++) {
         stops[i] = message_bytes(ask->stops[i],
                                  ask->stop_lens ? ask->stop_lens[i] : strlen(ask->stops[i]));

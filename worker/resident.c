@@ -412,14 +412,36 @@ static uint32_t fill(struct resident *r, struct sequence **order, const struct b
     return rows;
 }
 
+/* After tokens were taken back: the logits of the last one that stays are needed again, so it is fed again. */
+static void rewind_cache(struct resident *r, struct sequence *s)
+{
+    struct err err;
+    s->rewound = false;
+    if (kvcache_truncate(&r->state.kv, (uint32_t)s->kv, s->n_tokens - 1, &err) < 0) {
+        /* A recurrent state does not go back: begun anew, from what others may hold of it. */
+        state_drop(&r->state, (uint32_t)s->kv);
+        s->kv = SEQUENCE_NO_KV;
+        r->room_freed = true;
+    }
+}
+
 static void answer(struct resident *r, struct sequence *s, const float *logits)
 {
     struct sampler_choice choice;
     struct err err;
-    if (sampler_choose(r->sampling, &s->sampler, logits, s->tokens, s->n_tokens, NULL, &choice,
-                       &err) < 0 ||
-        sequence_accept(s, &choice, &err) < 0) {
-        fail(s, err.code, err.text);
+    uint32_t at = s->n_tokens;
+    do {
+        s->rewound = false;
+        struct sampler_refused refused = sequence_refused(s);
+        if (sampler_choose(r->sampling, &s->sampler, logits, s->tokens, s->n_tokens, &refused,
+                           &choice, &err) < 0 ||
+            sequence_accept(s, &choice, &err) < 0) {
+            fail(s, err.code, err.text);
+            return;
+        }
+    } while (s->rewound && s->n_tokens == at); /* another token from the same logits */
+    if (s->rewound) {
+        rewind_cache(r, s);
     }
 }
 

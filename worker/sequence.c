@@ -17,25 +17,48 @@ static bool inside(const struct journal *j, uint64_t off, uint64_t bytes)
     return off >= j->header.arena_off && off <= j->size && bytes <= j->size - off;
 }
 
-/* Stop strings and biases, from the room before the prompt. */
+/* One string of the room before the prompt goes where it belongs: they come in this order. */
+static int take_string(struct sequence *s, const struct journal_params *p, uint32_t i,
+                       const uint8_t *text, uint32_t len, struct err *err)
+{
+    if (i < p->n_stops) {
+        return stops_add(&s->stops, text, len, err);
+    }
+    if (i < p->n_stops + p->n_breakers) {
+        return dry_add_breaker(&s->sampler.dry, text, len, err);
+    }
+    return banned_add(&s->held->banned, text, len, err);
+}
+
+/* Biases and strings, from the room before the prompt. */
 static int read_extra(struct sequence *s, const struct journal *j, const struct journal_slot *slot,
                       struct err *err)
 {
+    const struct journal_params *p = &slot->params;
     uint64_t room = slot->prompt_off - slot->extra_off;
     if (slot->extra_off > slot->prompt_off || !inside(j, slot->extra_off, room)) {
         return err_set(err, ERR_BAD_FILE, "slot %u: its parameters are out of bounds",
                        s->name.slot);
     }
-    if (slot->params.n_biases == 0 && slot->params.n_stops == 0) {
+    if (p->n_biases > LIMIT_LOGIT_BIASES || p->n_stops > LIMIT_STOP_STRINGS ||
+        p->n_breakers > LIMIT_DRY_BREAKERS || p->n_banned > LIMIT_BANNED_STRINGS) {
+        return err_set(err, ERR_BAD_FILE,
+                       "slot %u: %u biases, %u stop strings, %u breakers, %u banned strings",
+                       s->name.slot, p->n_biases, p->n_stops, p->n_breakers, p->n_banned);
+    }
+    uint32_t n_strings = p->n_stops + p->n_breakers + p->n_banned;
+    if (p->n_biases == 0 && n_strings == 0) {
         return 0;
     }
-    if (slot->params.n_biases > LIMIT_LOGIT_BIASES || slot->params.n_stops > LIMIT_STOP_STRINGS) {
-        return err_set(err, ERR_BAD_FILE, "slot %u: %u biases and %u stop strings", s->name.slot,
-                       slot->params.n_biases, slot->params.n_stops);
+    if (p->n_banned > 0) {
+        s->held = calloc(1, sizeof *s->held);
+        if (!s->held) {
+            return err_set(err, ERR_NO_MEMORY, "no memory for banned strings");
+        }
     }
     struct bytes b = bytes_of(j->base + slot->extra_off, room);
     bytes_take(&b, sizeof(struct journal_extra));
-    for (uint32_t i = 0; i < slot->params.n_biases; i++) {
+    for (uint32_t i = 0; i < p->n_biases; i++) {
         struct journal_bias bias = { .token = (int32_t)bytes_u32(&b) };
         uint32_t bits = bytes_u32(&b);
         memcpy(&bias.bias, &bits, sizeof bits);
@@ -44,16 +67,16 @@ static int read_extra(struct sequence *s, const struct journal *j, const struct 
             s->sampler.biases[s->sampler.n_biases++] = bias;
         }
     }
-    for (uint32_t i = 0; i < slot->params.n_stops; i++) {
+    for (uint32_t i = 0; i < n_strings; i++) {
         uint32_t len = bytes_u32(&b);
         const uint8_t *text = bytes_take(&b, len);
-        if (text && stops_add(&s->stops, text, len, err) < 0) {
+        if (text && take_string(s, p, i, text, len, err) < 0) {
             return -1;
         }
     }
-    return b.failed ? err_set(err, ERR_BAD_FILE, "slot %u: its stop strings are out of bounds",
-                              s->name.slot)
-                    : 0;
+    return b.failed
+               ? err_set(err, ERR_BAD_FILE, "slot %u: its strings are out of bounds", s->name.slot)
+               : 0;
 }
 
 static int read_prompt(struct sequence *s, const struct journal *j, const struct journal_slot *slot,
@@ -131,9 +154,10 @@ static int check(struct sequence *s, uint32_t n_vocab, uint32_t ctx_len, struct 
     return 0;
 }
 
-static bool at_length(const struct sequence *s)
+/* Whether this many tokens, prompt included, are all there may be. */
+static bool at_length(const struct sequence *s, uint32_t n_tokens)
 {
-    return sequence_generated(s) >= s->n_max || s->n_tokens >= s->n_ctx;
+    return n_tokens - s->n_prompt >= s->n_max || n_tokens >= s->n_ctx;
 }
 
 int sequence_open(struct sequence *s, const struct journal *journal, struct sequence_name name,
@@ -162,7 +186,8 @@ int sequence_open(struct sequence *s, const struct journal *journal, struct sequ
     if (!s->ended && check(s, n_vocab, ctx_len, err) < 0) {
         goto fail;
     }
-    if (!s->ended && at_length(s) && sequence_end(s, JOURNAL_END_LENGTH, ERR_NONE, NULL, err) < 0) {
+    if (!s->ended && at_length(s, s->n_tokens) &&
+        sequence_end(s, JOURNAL_END_LENGTH, ERR_NONE, NULL, err) < 0) {
         goto fail;
     }
     return 0;
@@ -174,6 +199,7 @@ fail:
 void sequence_close(struct sequence *s)
 {
     free(s->tokens);
+    free(s->held);
     *s = (struct sequence){ .kv = SEQUENCE_NO_KV };
 }
 
@@ -192,20 +218,14 @@ static int append(struct sequence *s, struct journal_record *record,
     return 0;
 }
 
-int sequence_accept(struct sequence *s, const struct sampler_choice *choice, struct err *err)
+/* Commits the token at position pos, which stands in `tokens` already. */
+static int commit(struct sequence *s, uint32_t pos, const struct sampler_choice *choice,
+                  struct err *err)
 {
-    assert(s->open && !s->ended && s->n_tokens < s->n_room);
     uint8_t out[STOPS_OUT_MAX + STOPS_HELD_MAX];
     uint32_t n_out = 0, len;
-    if (pieces_is_end(s->pieces, choice->token) && !s->sampler.ignore_eos) {
-        struct journal_record end = { .flags = JOURNAL_ENDED, .end = JOURNAL_END_STOP };
-        n_out = stops_flush(&s->stops, out);
-        return append(s, &end, NULL, out, n_out, err);
-    }
     const uint8_t *bytes = pieces_bytes(s->pieces, choice->token, false, &len);
     bool stopped = stops_push(&s->stops, bytes, len, out, &n_out);
-    s->tokens[s->n_tokens++] = choice->token;
-    sampler_follow(&s->sampler, choice->surprise);
     struct journal_record record = {
         .flags = JOURNAL_TOKEN,
         .token = choice->token,
@@ -213,12 +233,103 @@ int sequence_accept(struct sequence *s, const struct sampler_choice *choice, str
         .surprise = choice->surprise,
         .n_alternatives = (uint16_t)choice->n_alternatives,
     };
-    if (stopped || at_length(s)) {
+    if (stopped || at_length(s, pos + 1)) {
         record.flags |= JOURNAL_ENDED;
         record.end = stopped ? JOURNAL_END_STOP : JOURNAL_END_LENGTH;
         n_out += stops_flush(&s->stops, out + n_out);
     }
     return append(s, &record, choice->alternatives, out, n_out, err);
+}
+
+/* Commits the oldest held tokens until `left` are. */
+static int commit_held(struct sequence *s, uint32_t left, struct err *err)
+{
+    struct held *h = s->held;
+    while (h->n > left && !s->ended) {
+        uint32_t pos = s->n_tokens - h->n;
+        if (commit(s, pos, &h->tokens[0].choice, err) < 0) {
+            return -1;
+        }
+        held_pop(h, pos);
+    }
+    return 0;
+}
+
+/* Whether the text of the held tokens has a stop string: then the generation ends there, and what would follow cannot
+ * make it a banned one. */
+static bool stops_within(const struct sequence *s)
+{
+    struct stops ahead = s->stops;
+    uint8_t out[STOPS_OUT_MAX];
+    bool stopped = false;
+    for (uint32_t i = 0; i < s->held->n && !stopped; i++) {
+        uint32_t len, n_out;
+        const uint8_t *bytes = pieces_bytes(s->pieces, s->held->tokens[i].choice.token, false,
+                                            &len);
+        stopped = stops_push(&ahead, bytes, len, out, &n_out);
+    }
+    return stopped;
+}
+
+/* The tokens from position pos on did not happen, and the one there is not to come there again. */
+static int take_back(struct sequence *s, uint32_t pos, struct err *err)
+{
+    struct held *h = s->held;
+    uint32_t first = s->n_tokens -
+                     h->n; /* what is committed stays: what is left of the string goes */
+    pos = pos < first ? first : pos;
+    if (held_refuse(h, pos, s->tokens[pos], err) < 0) {
+        return -1;
+    }
+    s->sampler.mirostat.mu = h->tokens[pos - first].mu;
+    h->n = pos - first;
+    s->n_tokens = pos;
+    s->rewound = true;
+    return 0;
+}
+
+static int hold(struct sequence *s, const struct sampler_choice *choice, double mu, struct err *err)
+{
+    struct held *h = s->held;
+    assert(h->n < BANNED_HELD_MAX);
+    h->tokens[h->n++] = (struct held_token){ .choice = *choice, .mu = mu };
+    uint32_t from = s->n_tokens, left = 0;
+    switch (banned_look(&h->banned, s->pieces, s->tokens, s->n_prompt, s->n_tokens, &from)) {
+    case BANNED_WHOLE:
+        return take_back(s, from, err);
+    case BANNED_BEGUN:
+        left = s->n_tokens - from;
+        break;
+    case BANNED_NONE:
+        break;
+    }
+    if (at_length(s, s->n_tokens) || stops_within(s)) {
+        left = 0;
+    }
+    return commit_held(s, left < BANNED_HELD_MAX ? left : BANNED_HELD_MAX - 1, err);
+}
+
+int sequence_accept(struct sequence *s, const struct sampler_choice *choice, struct err *err)
+{
+    assert(s->open && !s->ended && s->n_tokens < s->n_room);
+    if (pieces_is_end(s->pieces, choice->token) && !s->sampler.ignore_eos) {
+        if (s->held && commit_held(s, 0, err) < 0) {
+            return -1;
+        }
+        struct journal_record end = { .flags = JOURNAL_ENDED, .end = JOURNAL_END_STOP };
+        uint8_t out[STOPS_HELD_MAX];
+        uint32_t n_out = stops_flush(&s->stops, out);
+        return s->ended ? 0 : append(s, &end, NULL, out, n_out, err);
+    }
+    double mu = s->sampler.mirostat.mu;
+    s->tokens[s->n_tokens++] = choice->token;
+    sampler_follow(&s->sampler, choice->surprise);
+    return s->held ? hold(s, choice, mu, err) : commit(s, s->n_tokens - 1, choice, err);
+}
+
+struct sampler_refused sequence_refused(const struct sequence *s)
+{
+    return s->held ? held_refused(s->held, s->n_tokens) : (struct sampler_refused){ 0 };
 }
 
 int sequence_end(struct sequence *s, enum journal_end end, enum err_code code, const char *reason,

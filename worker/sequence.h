@@ -3,7 +3,10 @@
  * function of the slot and the committed records, so another worker continues exactly here. Loop thread only.
  *
  *   sequence_open -> (tokens beyond kv's position are fed: prompt, then what is committed)
- *                 -> sequence_accept per token -> ended -> sequence_close */
+ *                 -> sequence_accept per token -> ended -> sequence_close
+ *
+ * With banned strings a token is committed when no string can have begun in it any more; until then it is held, in
+ * `tokens` like the others. When one is complete, the tokens from its beginning on are taken back. */
 #pragma once
 
 #include <stdbool.h>
@@ -12,6 +15,7 @@
 #include "proto/err.h"
 #include "proto/journal.h"
 #include "proto/pieces.h"
+#include "worker/held.h"
 #include "worker/kvcache.h"
 #include "worker/sampler.h"
 #include "worker/stops.h"
@@ -26,9 +30,10 @@ struct sequence_name {
 
 struct sequence {
     bool open;
-    bool ended; /* its end is committed */
-    bool lost;  /* its end could not be written: the log is given back */
-    bool spoke; /* committed something since its reader was woken */
+    bool ended;   /* its end is committed */
+    bool lost;    /* its end could not be written: the log is given back */
+    bool spoke;   /* committed something since its reader was woken */
+    bool rewound; /* tokens were taken back: the cache must not stand beyond n_tokens - 1 */
     struct sequence_name name;
     struct journal_slot *slot; /* in the shared mapping: owner, reader, cancel */
     struct journal_writer writer;
@@ -36,7 +41,8 @@ struct sequence {
     struct sampler sampler;
     struct stops stops;
     const struct pieces *pieces; /* borrowed */
-    int32_t *tokens;             /* owned [n_room]: prompt, then generated */
+    struct held *held;           /* owned; NULL without banned strings */
+    int32_t *tokens;             /* owned [n_room]: prompt, generated, held */
     uint32_t n_room, n_prompt, n_tokens;
     uint32_t n_max;    /* tokens to generate at most */
     uint32_t n_ctx;    /* positions at most */
@@ -60,11 +66,16 @@ void sequence_close(struct sequence *s);
 /* Tokens generated and committed. */
 static inline uint32_t sequence_generated(const struct sequence *s)
 {
-    return s->n_tokens - s->n_prompt;
+    return s->n_tokens - s->n_prompt - (s->held ? s->held->n : 0);
 }
 
+/* What must not come next, for sampler_choose. */
+struct sampler_refused sequence_refused(const struct sequence *s);
+
 /* Commits the next token with what it releases; the last one together with the end. An end token commits the end
- * alone. Errors: ERR_FULL when the log has no room (the caller fails the request). */
+ * alone. With banned strings it is held instead, or taken back with others (`rewound`, n_tokens falls), or others are
+ * committed with it. Errors: ERR_FULL when the log has no room, ERR_FAILED when the banned strings leave no way on (the
+ * caller fails the request). */
 int sequence_accept(struct sequence *s, const struct sampler_choice *choice, struct err *err);
 
 /* Commits an end without a token: JOURNAL_END_CANCELLED, or JOURNAL_END_ERROR with code and reason.

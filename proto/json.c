@@ -208,6 +208,11 @@ struct json *json_new_str(const char *text, size_t len)
     return out(json_object_new_string_len(text, (int)len));
 }
 
+struct json *json_share(const struct json *value)
+{
+    return out(json_object_get(in(value)));
+}
+
 void json_set(struct json *object, const char *key, struct json *take_value)
 {
     json_object_object_add(in(object), key, in(take_value));

@@ -61,6 +61,8 @@ struct json *json_new_double(double value);
 struct json *json_new_str(const char *text,
                           size_t len); /* invalid UTF-8 must be replaced by the caller */
 void json_set(struct json *object, const char *key, struct json *take_value);
+/* One more owner of the same value, for a second place in a tree; changes are seen in both. NULL gives NULL. */
+struct json *json_share(const struct json *value);
 void json_push(struct json *array, struct json *take_value);
 /* Removes a member, if it is there. */
 void json_unset(struct json *object, const char *key);

@@ -207,7 +207,7 @@ static int note_pair(struct work *k, uint32_t left, struct err *err)
 
 static int join_pairs(struct work *k, struct err *err)
 {
-    k->pairs.n = 0;
+    heap_reset(&k->pairs);
     for (uint32_t i = 0; i + 1 < k->n; i++) {
         if (note_pair(k, i, err) < 0) {
             return -1;

@@ -20,6 +20,23 @@ static char *text_of_token(const struct tokenizer *t, enum vocab_special special
     return copy;
 }
 
+/* What models without a template of their own are asked with when their vocabulary has these two tokens. */
+static const char chatml[] = "{% for message in messages %}"
+                             "<|im_start|>{{ message.role ~ '\\n' ~ message.content }}<|im_end|>\n"
+                             "{% endfor %}"
+                             "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+static bool knows_chatml(const struct tokenizer *t)
+{
+    static const char *const tokens[] = { "<|im_start|>", "<|im_end|>" };
+    for (size_t i = 0; i < 2; i++) {
+        if (vocab_find(tokenizer_vocab(t), (const uint8_t *)tokens[i], strlen(tokens[i])) < 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
 int work_open(struct work *w, const struct weights *manifest, struct err *err)
 {
     *w = (struct work){ .tokenizer = tokenizer_create(manifest, NULL, err) };
@@ -34,15 +51,18 @@ int work_open(struct work *w, const struct weights *manifest, struct err *err)
         return err_set(err, ERR_NO_MEMORY, "no memory for the token texts");
     }
     const struct weights_kv *kv = weights_find_kv(manifest, "tokenizer.chat_template");
-    const char *text;
-    size_t len;
-    if (kv && weights_kv_str(kv, 0, &text, &len)) {
+    const char *text = chatml;
+    size_t len = sizeof chatml - 1;
+    if (kv && !weights_kv_str(kv, 0, &text, &len)) {
+        w->has_template = true;
+        err_set(&w->template_err, ERR_BAD_FILE, "key tokenizer.chat_template is no string");
+    } else if (kv || knows_chatml(w->tokenizer)) {
         w->has_template = true;
         w->template = template_compile(text, len, &w->template_err);
         w->format = parse_recognise(text, len);
-    } else if (kv) {
-        w->has_template = true;
-        err_set(&w->template_err, ERR_BAD_FILE, "key tokenizer.chat_template is no string");
+    }
+    if (w->template) {
+        conversation_probe(&w->conversation, w->template, text, len, w->bos, w->eos);
     }
     return 0;
 }
@@ -208,7 +228,8 @@ static bool opens_reasoning(const struct work *w, struct json *context, int64_t 
         if (!json_find(context, "add_generation_prompt")) {
             json_set(context, "add_generation_prompt", json_new_bool(true));
         }
-        if (render(w, context, now, &output, &ignored) == 0) {
+        if (conversation_normalise(&w->conversation, context, now, &ignored) == 0 &&
+            render(w, context, now, &output, &ignored) == 0) {
             open = parse_opens_reasoning(w->format, (const char *)output.text, output.len);
         }
     }
@@ -231,19 +252,24 @@ int work_parse(const struct work *w, const void *input, size_t len, int64_t now,
                               opens_reasoning(w, json_find(ask, "context"), now)
         };
         text = json_as_str(json_find(ask, "text"), &n);
-        answer = parse_answer(w->format, text, n, json_find(ask, "tools"), &how, err);
+        const struct json *tools = json_find(ask, "tools");
+        const struct parse_format *format = w->format;
+        if (json_len(tools) && w->template && conversation_is_generic(&w->conversation)) {
+            format = parse_find("generic"); /* that is how the prompt asked for calls */
+        }
+        answer = parse_answer(format, text, n, tools, &how, err);
         if (answer) {
             struct json *markers = json_new_array();
-            const char *open = parse_marker(w->format, 0, &close);
+            const char *open = parse_marker(format, 0, &close);
             if (open) {
                 json_push(markers, json_new_str(open, strlen(open)));
                 json_push(markers, json_new_str(close, strlen(close)));
             }
-            const char *name = parse_name(w->format);
+            const char *name = parse_name(format);
             json_set(answer, "format", json_new_str(name, strlen(name)));
             json_set(answer, "reasoning_open", json_new_bool(how.reasoning_open));
             json_set(answer, "reasoning_markers", markers);
-            json_set(answer, "plain", json_new_bool(parse_is_plain(w->format)));
+            json_set(answer, "plain", json_new_bool(parse_is_plain(format)));
             text = json_text(answer, &n);
             result = give(out, text, n, err);
         }
@@ -312,6 +338,48 @@ static int encode_output(const struct work *w, const struct template_output *out
     return give_ids(out, &ids, err);
 }
 
+static bool continues(const struct json *context)
+{
+    const struct json *messages = json_find(context, "messages"),
+                      *role = json_find(json_at(messages, json_len(messages) - 1), "role"),
+                      *more = json_find(context, "add_generation_prompt");
+    return json_kind(more) == JSON_BOOL && !json_as_bool(more) && json_kind(role) == JSON_STRING &&
+           strcmp(json_as_str(role, NULL), "assistant") == 0;
+}
+
+/* The assistant's last message, which the prompt continues: what the template wrote behind its text goes. */
+static int cut_behind(struct template_output *output, const struct json *message, struct err *err)
+{
+    const struct json *content = json_find(message, "content");
+    content = json_kind(content) == JSON_ARRAY
+                  ? json_find(json_at(content, json_len(content) - 1), "text")
+                  : content;
+    size_t len = 0;
+    const char *text = json_kind(content) == JSON_STRING ? json_as_str(content, &len) : "";
+    for (int trimmed = 0; trimmed < 2; trimmed++) {
+        for (size_t i = output->n_spans; len && i-- > 0;) {
+            struct template_span *span = &output->spans[i];
+            for (size_t at = span->len; !span->trusted && at >= len; at--) {
+                if (memcmp(output->text + span->off + at - len, text, len) == 0) {
+                    span->len = at;
+                    output->len = span->off + at;
+                    output->n_spans = i + 1;
+                    return 0;
+                }
+            }
+        }
+        while (len && strchr(" \t\r\n", text[len - 1])) { /* many templates trim */
+            len--;
+        }
+        while (len && strchr(" \t\r\n", text[0])) {
+            text++;
+            len--;
+        }
+    }
+    return err_set(err, ERR_BAD_INPUT,
+                   "the template does not write the last message as it is: it cannot be continued");
+}
+
 static int prompt_of_messages(const struct work *w, const void *input, size_t len, int64_t now,
                               struct work_answer *out, struct err *err)
 {
@@ -326,7 +394,12 @@ static int prompt_of_messages(const struct work *w, const void *input, size_t le
         if (!json_find(context, "add_generation_prompt")) {
             json_set(context, "add_generation_prompt", json_new_bool(true));
         }
-        result = render(w, context, now, &output, err);
+        result = w->template ? conversation_normalise(&w->conversation, context, now, err) : 0;
+        result = result == 0 ? render(w, context, now, &output, err) : -1;
+        if (result == 0 && continues(context)) {
+            const struct json *messages = json_find(context, "messages");
+            result = cut_behind(&output, json_at(messages, json_len(messages) - 1), err);
+        }
         if (result == 0) {
             result = encode_output(w, &output, out, err);
         }

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "loader/text/conversation.h"
 #include "loader/text/parse/parse.h"
 #include "loader/text/template/template.h"
 #include "loader/text/tokenizer.h"
@@ -15,8 +16,9 @@ struct work {
     struct tokenizer *tokenizer;
     struct template *template; /* NULL: the model has none, or a broken one (see template_err) */
     struct err template_err;   /* why there is none, said to who asks for it */
-    bool has_template;         /* the manifest names one */
-    char *bos, *eos;           /* texts of the tokens, for templates; owned */
+    bool has_template;         /* the manifest names one, or the vocabulary has ChatML's tokens */
+    struct conversation conversation;  /* what the template does with a request */
+    char *bos, *eos;                   /* texts of the tokens, for templates; owned */
     const struct parse_format *format; /* how this model writes reasoning and calls */
 };
 
@@ -58,7 +60,8 @@ int work_parse(const struct work *w, const void *json, size_t len, int64_t now,
 
 enum work_prompt { WORK_TEXT, WORK_MESSAGES, WORK_TOKENS };
 
-/* A request's prompt -> int32 ids. User text never becomes special tokens: only what the template itself wrote does.
+/* A request's prompt -> int32 ids. A conversation is normalised first (conversation.h); with add_generation_prompt false its
+ * last message, when it is the assistant's, is continued: the prompt ends with its text. User text never becomes special tokens: only what the template itself wrote does.
  * TOKENS are checked against the vocabulary's size. */
 int work_prompt(const struct work *w, enum work_prompt kind, const void *input, size_t len,
                 int64_t now, struct work_answer *out, struct err *err);

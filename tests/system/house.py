@@ -45,6 +45,8 @@ class House:
             return
         waited = self.hearth("status", "--wait", str(PATIENCE_S), check=False)
         if waited.returncode != 0:
+            self.process.kill()
+            self.process.wait()
             raise AssertionError("not ready: %s\n%s" % (waited.stderr.decode(), self.log()))
 
     def stop(self):

@@ -91,6 +91,13 @@ struct parse_format {
     bool calls_end_reasoning; /* a call may begin inside unclosed reasoning */
 };
 
+/* A thought that a call cut short, without the marker of the calls' section at its end (parse.c). */
+struct span parse_without_section(const struct parse_format *format, struct span thought);
+
+/* What a harmony message is by its header (messages.c). */
+enum harmony_kind { HARMONY_TEXT, HARMONY_THOUGHT, HARMONY_CALL };
+enum harmony_kind harmony_kind(struct span header);
+
 /* --- the parsers --- */
 void parse_blocks(struct answer *a, struct span text);     /* blocks.c: JSON between markers */
 void parse_whole_json(struct answer *a, struct span text); /* blocks.c: llama-3, generic */

@@ -117,7 +117,7 @@ static bool only_calls(struct answer *a, struct span text)
 static bool generic_answer(struct answer *a, struct span text)
 {
     struct json *value;
-    if (!json_from(text, &value)) {
+    if (!json_len(a->tools) || !json_from(text, &value)) { /* without tools nobody asked for it */
         return false;
     }
     const struct json *call = json_find(value, "tool_call"),

@@ -45,17 +45,25 @@ static const char *body_end(struct span text, size_t *marker)
     return text.p + text.len;
 }
 
+enum harmony_kind harmony_kind(struct span header)
+{
+    if (span_starts(header_word(header, "to="), "functions.")) {
+        return HARMONY_CALL;
+    }
+    return span_is(header_word(header, "<|channel|>"), "analysis") ? HARMONY_THOUGHT : HARMONY_TEXT;
+}
+
 static void harmony_message(struct answer *a, struct span header, struct span body, struct span raw)
 {
-    struct span to = header_word(header, "to=");
-    struct span channel = header_word(header, "<|channel|>");
-    if (span_starts(to, "functions.")) {
+    enum harmony_kind kind = harmony_kind(header);
+    if (kind == HARMONY_CALL) {
+        struct span to = header_word(header, "to=");
         struct json *arguments;
         if (!json_from(body, &arguments) ||
             !answer_call(a, span_from(to, strlen("functions.")), arguments, SPAN(""))) {
             add_message(a, raw);
         }
-    } else if (span_is(channel, "analysis")) {
+    } else if (kind == HARMONY_THOUGHT) {
         if (a->reasoning_len) {
             answer_reasoning(a, SPAN("\n"));
         }

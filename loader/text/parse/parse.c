@@ -12,7 +12,7 @@ static bool ends_with(struct span s, const char *suffix)
 }
 
 /* Thoughts that a call cut short: the marker of the calls' section stands before the call's own. */
-static struct span without_section(const struct parse_format *format, struct span thought)
+struct span parse_without_section(const struct parse_format *format, struct span thought)
 {
     for (size_t i = 0; i < FORMAT_MARKERS && format->wrapping[i]; i++) {
         struct span trimmed = span_trim(thought);
@@ -40,7 +40,7 @@ static void take_reasoning(struct answer *a, struct span *text, bool open)
         if (call && (!close || call < close)) {
             thought = span_until(rest, call);
             rest = span_from(rest, thought.len);
-            thought = without_section(format, thought);
+            thought = parse_without_section(format, thought);
         } else {
             rest = span_from(rest, thought.len + (close ? strlen(marks->close) : 0));
         }

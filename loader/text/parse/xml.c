@@ -142,8 +142,9 @@ void parse_xml(struct answer *a, struct span text)
     const struct parse_format *format = a->format;
     for (;;) {
         const char *hit = span_find(text, format->open);
-        if (!hit && format->name_open) { /* some leave the outer tag out */
-            hit = span_find(text, format->name_open);
+        const char *name = format->name_open ? span_find(text, format->name_open) : NULL;
+        if (name && (!hit || name < hit)) { /* some leave the outer tag out */
+            hit = name;
         }
         if (!hit || !answer_try(a)) {
             break;

@@ -271,6 +271,7 @@ void evals_done(struct broker *b, uint32_t child, const Hearth__WorkerEvaluated 
         fail(b, e, &why);
         return;
     }
+    e->model->swap.served++;
     e->n_rows = done->n_rows;
     e->n_cols = done->n_cols;
     e->has_perplexity = done->has_perplexity;

@@ -21,7 +21,7 @@ enum keeper_what {
     KEEPER_CREATE_WEIGHTS,
     KEEPER_TAKE_WEIGHTS,
     KEEPER_CREATE_STATE,
-    KEEPER_TAKE_STATE,     /* subject: the model's number, other: segment; for the watch */
+    KEEPER_TAKE_STATE, /* subject: the model's number, other: segment; for the watch */
     KEEPER_TAKE_WATERMARK,
     KEEPER_CREATE_BULK, /* subject: the evaluation's number */
     KEEPER_TAKE_BULK,

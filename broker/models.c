@@ -320,6 +320,11 @@ static uint64_t mem_available(void)
     return kb << 10;
 }
 
+uint64_t models_available(const struct models *t)
+{
+    return t->mem_available ? t->mem_available() : mem_available();
+}
+
 /* Weights leave RAM: the text service goes with them. */
 static void forget_weights(struct broker *b, struct model *m, const char *why)
 {
@@ -338,12 +343,13 @@ static void forget_weights(struct broker *b, struct model *m, const char *why)
     m->unload = false;
     m->bind = BIND_NONE;
     m->worker = 0;
+    swap_left(m);
     model_move(m, MODEL_COLD, why);
 }
 
-/* Gets a model out of RAM, now or in the turns to come. */
-static void evict(struct broker *b, struct model *m, const char *why)
+void models_evict(struct broker *b, struct model *m, bool for_room, const char *why)
 {
+    m->swap.evicting = for_room;
     if (m->state == MODEL_RESIDENT) {
         m->unload = true;
         model_move(m, MODEL_DRAINING, why);
@@ -352,79 +358,6 @@ static void evict(struct broker *b, struct model *m, const char *why)
     } else if (m->state == MODEL_WARM) {
         m->unload = true; /* a bind is on its way; it drains when it is there */
     }
-}
-
-static bool may_leave(const struct model *m)
-{
-    return (m->state == MODEL_WARM || m->state == MODEL_RESIDENT) && !m->pinned && !m->unload;
-}
-
-/* Whether m may start to load now. Makes room as far as that is right; 1 yes, 0 not yet, -1 never. */
-static int make_room(struct broker *b, struct model *m, struct err *err)
-{
-    struct models *t = &b->models;
-    uint64_t need = m->file.size_bytes + m->state_want, budget = b->config.ram_budget, kept = 0;
-    uint64_t used = models_used(t), claims = 0;
-    bool leaving = false;
-    for (uint32_t i = 0; i < t->n; i++) {
-        const struct model *o = t->list[i];
-        kept += o != m && o->pinned && o->segment ? o->segment_bytes : 0;
-        claims += o != m && o->state == MODEL_COLD ? o->claim : 0;
-        leaving |= o->state == MODEL_DRAINING || o->unload;
-    }
-    if (need + kept > budget) {
-        return err_set(err, ERR_NO_FIT, "model %s needs %.1f MiB of RAM, the budget is %.1f MiB%s",
-                       m->file.name, (double)need / 0x1p20, (double)budget / 0x1p20,
-                       kept ? " and pinned models hold some of it" : "");
-    }
-    uint64_t available = t->mem_available ? t->mem_available() : mem_available();
-    bool fits_budget = used + claims + need <= budget, fits_memory = need <= available;
-    if (fits_budget && fits_memory) {
-        m->claim = 0;
-        return 1;
-    }
-    m->claim = need;
-    if (leaving) {
-        return 0; /* room is being made already; look again when it is there */
-    }
-    /* Who is not wanted leaves first, the least recently used before others. */
-    struct model *victim = NULL;
-    for (uint32_t i = 0; i < t->n; i++) {
-        struct model *o = t->list[i];
-        if (o != m && may_leave(o) && !o->want_warm && !o->want_resident &&
-            (!victim || o->used_ms < victim->used_ms)) {
-            victim = o;
-        }
-    }
-    const char *why = "room is needed for another model";
-    uint64_t wait = m->oldest_ms ? b->now_ms - m->oldest_ms : 0;
-    uint64_t alarm = UINT64_MAX;
-    for (uint32_t i = 0; !victim && i < t->n; i++) {
-        struct model *o = t->list[i];
-        if (o == m || !may_leave(o)) {
-            continue;
-        }
-        uint64_t stays_until = o->resident_ms + (uint64_t)b->config.min_residency_s * 1000;
-        bool long_enough = wait >= (uint64_t)b->config.swap_wait_max_s * 1000;
-        bool worth = m->n_waiting >= o->n_waiting + o->n_running;
-        if (b->now_ms >= stays_until && (long_enough || worth)) {
-            victim = o;
-            why = "another model has waited for its turn";
-        }
-        alarm = stays_until < alarm ? stays_until : alarm;
-    }
-    if (victim) {
-        evict(b, victim, why);
-        broker_alarm(b, b->now_ms);
-        return 0;
-    }
-    if (!fits_memory && fits_budget) {
-        m->claim = 0;
-        return err_set(err, ERR_NO_FIT, "model %s needs %.1f MiB of RAM, %.1f MiB are available",
-                       m->file.name, (double)need / 0x1p20, (double)available / 0x1p20);
-    }
-    broker_alarm(b, alarm > b->now_ms + 1000 ? b->now_ms + 1000 : alarm);
-    return 0;
 }
 
 /* ---- loading ---- */
@@ -493,6 +426,7 @@ static void load_failed(struct broker *b, struct model *m, const struct err *why
     m->loader_spawning = false;
     kill_child(b, m->text.child, SIGTERM);
     m->text.ready = false;
+    swap_left(m);
     model_move(m, MODEL_COLD, why->text);
     m->load_tries++;
     if (final || m->load_tries >= MODELS_LOAD_TRIES) {
@@ -502,6 +436,7 @@ static void load_failed(struct broker *b, struct model *m, const struct err *why
         log_error("model %s: %s", m->file.name, why->text);
         m->pinned = false; /* a pin that cannot be kept would try for ever */
         models_fail_waiting(b, m, why);
+        swap_failed(b, m);
     } else {
         m->loader_restarts++;
     }
@@ -562,6 +497,7 @@ void models_on_weights(struct broker *b, uint64_t number, uint64_t segment, int 
                 drop(b, &m->segment);
                 m->segment_bytes = 0;
                 m->header = false;
+                swap_left(m);
                 model_move(m, MODEL_COLD, "what the last broker left is not whole");
             }
         }
@@ -674,7 +610,8 @@ static void loader_died(struct broker *b, struct model *m, int status)
     }
     bool hung = m->watch.loader_killed;
     m->watch.loader_killed = false;
-    if (WIFSIGNALED(status) && !models_fault_of(status) && !hung && ++m->load_kills < MODELS_KILLS_MAX) {
+    if (WIFSIGNALED(status) && !models_fault_of(status) && !hung &&
+        ++m->load_kills < MODELS_KILLS_MAX) {
         log_warn("loader of %s died: %s from outside; it begins again", m->file.name, how);
         m->load_tries = 0;
         struct err why;
@@ -776,6 +713,8 @@ static void bind_failed(struct broker *b, struct model *m, const struct err *why
     }
     m->pinned = false;
     models_fail_waiting(b, m, why);
+    swap_left(m);
+    swap_failed(b, m);
     m->next_bind_ms = b->now_ms; /* who comes now may try anew */
 }
 
@@ -792,15 +731,12 @@ static void say_bind(struct broker *b, struct model *m, struct worker *w)
     bind.kv_v = message_str(m->kv_v);
     bind.has_n_sequences = true;
     bind.n_sequences = b->config.sequences;
-    /* State may take what the budget leaves, but never so much that a second model of this size finds no room. */
-    uint64_t used = models_used(&b->models);
-    uint64_t left = b->config.ram_budget > used ? b->config.ram_budget - used : 0;
-    uint64_t available = b->models.mem_available ? b->models.mem_available() : mem_available();
-    left = left < available ? left : available;
+    uint64_t promised = swap_state_bytes(b, m), available = models_available(&b->models) / 2;
     bind.has_state_bytes_max = true;
-    bind.state_bytes_max = m->state_segment ? m->state_bytes
-                           : m->state_want  ? m->state_want
-                                            : left / 2;
+    bind.state_bytes_max = m->state_segment       ? m->state_bytes
+                           : m->state_want        ? m->state_want
+                           : promised < available ? promised
+                                                  : available;
     if (m->info.known) {
         bind.ctx = m->info.ctx; /* requests were admitted to this context: it is not cut later */
     }
@@ -824,7 +760,7 @@ void models_on_need(struct broker *b, uint32_t child, const Hearth__WorkerNeed *
         strcmp(fingerprint, m->fingerprint) == 0) {
         m->state_fresh = false; /* the dead worker's, trusted */
     } else {
-        uint64_t available = b->models.mem_available ? b->models.mem_available() : mem_available();
+        uint64_t available = models_available(&b->models);
         drop(b, &m->state_segment);
         m->state_made = false;
         if (need->state_bytes > available) {
@@ -902,7 +838,7 @@ void models_on_bound(struct broker *b, uint32_t child, const Hearth__WorkerBound
     m->error = (struct err){ 0 };
     if (m->state == MODEL_WARM) {
         model_move(m, MODEL_RESIDENT, "the worker has it");
-        m->resident_ms = b->now_ms;
+        swap_arrived(b, m);
     }
     broker_alarm(b, b->now_ms);
 }
@@ -1043,6 +979,7 @@ void models_adopted(struct broker *b)
 {
     for (uint32_t i = 0; i < b->models.n; i++) {
         struct model *m = b->models.list[i];
+        m->swap.in_turn = m->segment != 0;
         if (m->segment && m->adopting) {
             model_move(m, MODEL_LOADING, "the last broker began it");
             if (m->loader) {
@@ -1067,7 +1004,7 @@ void models_adopted(struct broker *b)
 
 static void wish(struct broker *b, struct model *m)
 {
-    m->want_warm = m->want_resident = m->pinned;
+    m->want_warm = m->want_resident = m->pinned || m->swap.come_back;
     m->n_waiting = m->n_running = 0;
     m->oldest_ms = 0;
     for (uint32_t i = 0; i < b->requests.n; i++) {
@@ -1106,8 +1043,6 @@ static void wish(struct broker *b, struct model *m)
     }
     if (m->want_warm) {
         m->used_ms = b->now_ms;
-    } else {
-        m->claim = 0;
     }
 }
 
@@ -1128,6 +1063,7 @@ static void act_cold(struct broker *b, struct model *m)
         m->error = err;
         m->pinned = false;
         models_fail_waiting(b, m, &err);
+        swap_failed(b, m);
         return;
     }
     snprintf(now.name, sizeof now.name, "%s", m->file.name);
@@ -1137,12 +1073,13 @@ static void act_cold(struct broker *b, struct model *m)
         m->digest = 0;
     }
     m->file = now;
-    int room = make_room(b, m, &err);
+    int room = swap_load_room(b, m, &err);
     if (room < 0) {
         m->error = err;
         log_error("%s", err.text);
         m->pinned = false;
         models_fail_waiting(b, m, &err);
+        swap_failed(b, m);
     } else if (room > 0) {
         start_load(b, m);
     }
@@ -1171,7 +1108,7 @@ static void act_bind(struct broker *b, struct model *m)
     if (!w || w->state != WORKER_READY) {
         return; /* when it is ready, a turn comes */
     }
-    if (m->bind == BIND_NONE && m->want_resident && !m->unload) {
+    if (m->bind == BIND_NONE && m->want_resident && !m->unload && swap_bind_room(b, m)) {
         m->worker = w->child;
         workers_grant(b, w, m->segment, false, false);
         if (workers_granted(w, m->segment)) {
@@ -1208,7 +1145,13 @@ static void act_draining(struct broker *b, struct model *m)
             m->bind = BIND_LEAVING;
         }
     }
-    if (m->bind == BIND_NONE) {
+    if (m->bind == BIND_NONE && swap_keeps_weights(b, m)) {
+        drop(b, &m->state_segment);
+        m->state_made = m->unload = false;
+        swap_left(m);
+        model_move(m, MODEL_WARM, "its state makes room, its weights stay");
+        broker_alarm(b, b->now_ms);
+    } else if (m->bind == BIND_NONE) {
         forget_weights(b, m, "nobody uses it any more");
         broker_alarm(b, b->now_ms);
     }
@@ -1217,9 +1160,10 @@ static void act_draining(struct broker *b, struct model *m)
 static void act_one(struct broker *b, struct model *m)
 {
     uint64_t ttl_ms = (uint64_t)m->ttl_s * 1000;
-    if (ttl_ms && may_leave(m) && !m->want_warm) {
+    bool there = m->state == MODEL_WARM || m->state == MODEL_RESIDENT;
+    if (ttl_ms && there && !m->pinned && !m->unload && !m->want_warm) {
         if (b->now_ms >= m->used_ms + ttl_ms) {
-            evict(b, m, "nobody wanted it for a while");
+            models_evict(b, m, false, "nobody wanted it for a while");
         } else {
             broker_alarm(b, m->used_ms + ttl_ms);
         }
@@ -1269,6 +1213,7 @@ void models_act(struct broker *b)
             models_fail_waiting(b, b->models.list[i], &down);
         }
     }
+    swap_begin(b);
     for (uint32_t i = 0; i < b->models.n; i++) {
         act_one(b, b->models.list[i]);
     }

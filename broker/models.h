@@ -5,14 +5,14 @@
  * Whether a model is wanted is a function of all waiting and running work (requests, evaluations, text works, pins,
  * questions to load it), computed anew every turn: an event that gets lost, or a worker that dies at the wrong moment,
  * cannot leave work waiting for a model that nobody wants any more.
- * RAM is a cache under ram_budget: the least recently used model that nobody wants leaves first; a model at work leaves
- * only for one that has waited long enough. Loop thread only. */
+ * RAM is a cache under ram_budget; who leaves for whom is said in swap.h. Loop thread only. */
 #pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "broker/catalog.h"
+#include "broker/swap.h"
 #include "broker/watch.h"
 #include "proto/err.h"
 #include "proto/link.h"
@@ -107,13 +107,14 @@ struct model {
     struct model_info info;
 
     struct watch_model watch;
+    struct swap_model swap;
 
     /* this turn's wishes */
     bool want_warm, want_resident;
     uint32_t n_waiting, n_running;
     uint64_t oldest_ms; /* of who waits; 0: nobody */
     uint64_t claim;     /* bytes that are being freed for it */
-    uint64_t used_ms, resident_ms;
+    uint64_t used_ms;
 };
 
 /* Somebody waits for a model to be there. */
@@ -128,6 +129,7 @@ struct models_ask {
 struct models {
     struct model *list[MODELS_MAX]; /* owned; never moved: others hold pointers */
     uint32_t n;
+    struct model *first; /* of those that wait for room: only this one may send others away */
     struct models_ask asks[MODELS_ASKS_MAX];
     uint32_t n_asks;
     uint64_t (*mem_available)(void); /* NULL: the machine's; tests give their own */
@@ -183,6 +185,12 @@ void models_fail_waiting(struct broker *b, struct model *m, const struct err *wh
 
 /* Bytes of RAM that models take. */
 uint64_t models_used(const struct models *m);
+
+/* Bytes that the machine can give. */
+uint64_t models_available(const struct models *m);
+
+/* Gets a model out of RAM, now or in the turns to come; for_room: for another's sake, so perhaps only its state goes. */
+void models_evict(struct broker *b, struct model *m, bool for_room, const char *why);
 
 /* The text service whose child this is, or NULL. */
 struct model *models_find_text(const struct models *m, uint32_t child);

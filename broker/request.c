@@ -344,6 +344,9 @@ void request_return(struct broker *b, struct request *r, const char *why)
     uint64_t committed = request_committed(r);
     if (committed > r->charged) {
         queue_charge(&b->queue, r->flow, (enum queue_priority)r->priority, committed - r->charged);
+        if (r->model) {
+            r->model->swap.served += committed - r->charged;
+        }
         r->charged = committed;
     }
     if (request_find_end(r, &end)) {
@@ -438,6 +441,7 @@ static void act_one(struct broker *b, struct request *r, uint64_t unix_ms)
         if (committed > r->charged) {
             queue_charge(&b->queue, r->flow, (enum queue_priority)r->priority,
                          committed - r->charged);
+            r->model->swap.served += committed - r->charged;
             r->charged = committed;
         }
         if (r->state == REQUEST_PREFILL && committed > r->n_taken) {

@@ -1,0 +1,285 @@
+#include "broker/swap.h"
+
+#include "broker/broker.h"
+#include "proto/log.h"
+
+/* ---- bytes ---- */
+
+static uint64_t weights_bytes(const struct model *m)
+{
+    return m->segment_bytes ? m->segment_bytes : m->file.size_bytes;
+}
+
+/* State that a model will want: what it took the last time, else half its weights, less where the budget is small. */
+static uint64_t state_promised(const struct broker *b, const struct model *m)
+{
+    uint64_t weights = weights_bytes(m), budget = b->config.ram_budget;
+    if (m->state_want) {
+        return m->state_want;
+    }
+    return weights + weights / 2 <= budget ? weights / 2 : budget > weights ? budget - weights : 0;
+}
+
+static uint64_t state_held(const struct broker *b, const struct model *m)
+{
+    return m->state_segment ? m->state_bytes : m->swap.in_turn ? state_promised(b, m) : 0;
+}
+
+uint64_t swap_used(const struct broker *b)
+{
+    uint64_t used = 0;
+    for (uint32_t i = 0; i < b->models.n; i++) {
+        const struct model *m = b->models.list[i];
+        used += m->segment ? weights_bytes(m) + state_held(b, m) : 0;
+    }
+    return used;
+}
+
+static uint64_t left_of(const struct broker *b, uint64_t used)
+{
+    return b->config.ram_budget > used ? b->config.ram_budget - used : 0;
+}
+
+uint64_t swap_state_bytes(const struct broker *b, const struct model *m)
+{
+    uint64_t promised = state_promised(b, m);
+    uint64_t left = left_of(b, swap_used(b)) + state_held(b, m);
+    /* What the budget leaves, but never so much that a second model of this size finds no room. */
+    return left / 2 > promised ? left / 2 : promised < left ? promised : left;
+}
+
+/* Claimed by another than m: only the first claims. */
+static uint64_t claimed(const struct broker *b, const struct model *m)
+{
+    const struct model *first = b->models.first;
+    return first && first != m ? first->claim : 0;
+}
+
+/* ---- who waits ---- */
+
+void swap_begin(struct broker *b)
+{
+    struct models *t = &b->models;
+    struct model *last = t->first;
+    t->first = NULL;
+    for (uint32_t i = 0; i < t->n; i++) {
+        struct model *m = t->list[i];
+        struct swap_model *s = &m->swap;
+        if (!m->want_warm || s->in_turn) {
+            s->wants_since_ms = 0;
+            m->claim = 0;
+        } else if (s->wants_since_ms == 0) {
+            s->wants_since_ms = b->now_ms;
+        }
+        bool serves = m->state == MODEL_RESIDENT || (m->state == MODEL_WARM && !m->want_resident);
+        if (s->in_turn && s->turn_ms == 0 && serves) {
+            s->turn_ms = b->now_ms;
+        }
+        if (s->wants_since_ms && !m->unload &&
+            (!t->first || s->wants_since_ms < t->first->swap.wants_since_ms ||
+             (m == last && s->wants_since_ms == t->first->swap.wants_since_ms))) {
+            t->first = m;
+        }
+    }
+    for (uint32_t i = 0; i < t->n; i++) {
+        if (t->list[i] != t->first) {
+            t->list[i]->claim = 0;
+        }
+    }
+}
+
+/* ---- whose turn is over ---- */
+
+static bool may_leave(const struct model *m)
+{
+    return (m->state == MODEL_WARM || m->state == MODEL_RESIDENT) && !m->pinned && !m->unload;
+}
+
+/* What bringing m costs everybody. */
+static uint64_t cost_ms(const struct broker *b, const struct model *m)
+{
+    uint64_t rate = b->models.load_rate ? b->models.load_rate : SWAP_RATE;
+    uint64_t read = m->segment ? 0 : m->file.size_bytes / (rate / 1000 + 1);
+    return SWAP_BIND_MS + read;
+}
+
+/* Whether o has had its turn, for m to have one; else *alarm: when to look again, if that is earlier. */
+static bool turn_is_over(const struct broker *b, const struct model *o, const struct model *m,
+                         uint64_t *alarm)
+{
+    const struct swap_model *s = &o->swap;
+    if (!s->in_turn) {
+        return o->state == MODEL_WARM &&
+               o->bind == BIND_NONE; /* read ahead, and not first any more */
+    }
+    bool serves = o->state == MODEL_RESIDENT ||
+                  (o->state == MODEL_WARM && o->bind == BIND_NONE && !o->want_resident);
+    if (!serves || s->turn_ms == 0) {
+        return false;
+    }
+    uint64_t set_aside = (uint64_t)o->n_running + o->n_waiting;
+    uint64_t waited_max = (uint64_t)b->config.swap_wait_max_s * 1000;
+    uint64_t worth = m->n_waiting ? 2 * cost_ms(b, m) * set_aside / m->n_waiting : waited_max;
+    uint64_t when = m->swap.wants_since_ms + (worth < waited_max ? worth : waited_max);
+    uint64_t stays = s->turn_ms + (uint64_t)b->config.min_residency_s * 1000;
+    when = stays > when ? stays : when;
+    if (s->served < SWAP_SERVED_MIN && s->turn_ms + SWAP_GRACE_MS > when) {
+        when = s->turn_ms + SWAP_GRACE_MS;
+    }
+    if (b->now_ms < when) {
+        *alarm = when < *alarm ? when : *alarm;
+        return false;
+    }
+    return true;
+}
+
+/* Sends somebody away for m, the first. Returns false when nobody can go, now or later. */
+static bool make_way(struct broker *b, struct model *m)
+{
+    struct models *t = &b->models;
+    struct model *victim = NULL;
+    const char *why = "room is needed for another model";
+    uint64_t alarm = UINT64_MAX;
+    bool somebody = false;
+    for (uint32_t i = 0; i < t->n; i++) {
+        struct model *o = t->list[i];
+        somebody |= o != m && o->segment && !o->pinned;
+        if (o->state == MODEL_DRAINING || (o->unload && o->segment)) {
+            return true; /* room is being made already: when it is there, a turn comes */
+        }
+        if (o != m && may_leave(o) && !o->want_warm && (!victim || o->used_ms < victim->used_ms)) {
+            victim = o;
+        }
+    }
+    for (uint32_t i = 0; !victim && i < t->n; i++) {
+        struct model *o = t->list[i];
+        if (o != m && may_leave(o) && turn_is_over(b, o, m, &alarm)) {
+            victim = o;
+            why = "its turn is over, another model has waited for its own";
+        }
+    }
+    if (victim) {
+        if (victim->state == MODEL_RESIDENT) {
+            victim->swap.evicted_for = m->number;
+        }
+        models_evict(b, victim, true, why);
+        broker_alarm(b, b->now_ms);
+    } else {
+        broker_alarm(b, alarm > b->now_ms + 1000 ? b->now_ms + 1000 : alarm);
+    }
+    return somebody;
+}
+
+/* Who is wanted only because it was there before claims nothing. */
+static bool gives_up(struct model *m)
+{
+    bool idle = m->swap.come_back && !m->pinned && m->n_waiting + m->n_running == 0;
+    m->swap.come_back = false;
+    return idle;
+}
+
+/* ---- room ---- */
+
+int swap_load_room(struct broker *b, struct model *m, struct err *err)
+{
+    uint64_t budget = b->config.ram_budget, used = swap_used(b) + claimed(b, m), kept = 0;
+    uint64_t need = m->file.size_bytes + m->state_want;
+    uint64_t whole = m->file.size_bytes + state_promised(b, m);
+    for (uint32_t i = 0; i < b->models.n; i++) {
+        const struct model *o = b->models.list[i];
+        kept += o != m && o->pinned && o->segment ? o->segment_bytes : 0;
+    }
+    if (need + kept > budget) {
+        return err_set(err, ERR_NO_FIT, "model %s needs %.1f MiB of RAM, the budget is %.1f MiB%s",
+                       m->file.name, (double)need / 0x1p20, (double)budget / 0x1p20,
+                       kept ? " and pinned models hold some of it" : "");
+    }
+    whole = whole + kept > budget ? need : whole;
+    uint64_t available = models_available(&b->models);
+    if (used + whole <= budget && need <= available) {
+        m->swap.in_turn = true;
+        m->claim = 0;
+        return 1;
+    }
+    if (b->models.first != m || gives_up(m)) {
+        return 0;
+    }
+    if (used + m->file.size_bytes <= budget && need <= available) {
+        return 1; /* read ahead, beside those who compute; for its state it still waits */
+    }
+    m->claim = whole;
+    if (!make_way(b, m) && need > available) {
+        m->claim = 0;
+        return err_set(err, ERR_NO_FIT, "model %s needs %.1f MiB of RAM, %.1f MiB are available",
+                       m->file.name, (double)need / 0x1p20, (double)available / 0x1p20);
+    }
+    return 0;
+}
+
+bool swap_bind_room(struct broker *b, struct model *m)
+{
+    if (m->swap.in_turn) {
+        return true;
+    }
+    uint64_t used = swap_used(b) + claimed(b, m), promised = state_promised(b, m);
+    bool alone = true;
+    for (uint32_t i = 0; i < b->models.n; i++) {
+        const struct model *o = b->models.list[i];
+        alone &= o == m || !o->segment || o->pinned;
+    }
+    if (used + promised <= b->config.ram_budget || alone) {
+        m->swap.in_turn = true;
+        m->swap.wants_since_ms = 0;
+        m->claim = 0;
+        return true;
+    }
+    if (b->models.first == m && !gives_up(m)) {
+        m->claim = promised;
+        make_way(b, m);
+    }
+    return false;
+}
+
+bool swap_keeps_weights(const struct broker *b, const struct model *m)
+{
+    const struct model *first = b->models.first;
+    return m->swap.evicting && first && first != m && first->claim > 0 &&
+           swap_used(b) - state_held(b, m) + first->claim <= b->config.ram_budget &&
+           first->claim <= models_available(&b->models) + m->state_bytes;
+}
+
+/* ---- what becomes of them ---- */
+
+void swap_left(struct model *m)
+{
+    struct swap_model *s = &m->swap;
+    s->in_turn = s->evicting = false;
+    s->turn_ms = s->served = s->wants_since_ms = 0;
+    m->claim = 0;
+}
+
+void swap_arrived(struct broker *b, struct model *m)
+{
+    m->swap.evicted_for = 0;
+    m->swap.come_back = false;
+    for (uint32_t i = 0; i < b->models.n; i++) {
+        struct model *o = b->models.list[i];
+        if (o->swap.evicted_for == m->number) {
+            o->swap.evicted_for = 0;
+        }
+    }
+}
+
+void swap_failed(struct broker *b, struct model *m)
+{
+    m->swap.come_back = false;
+    for (uint32_t i = 0; i < b->models.n; i++) {
+        struct model *o = b->models.list[i];
+        if (o->swap.evicted_for == m->number) {
+            o->swap.evicted_for = 0;
+            o->swap.come_back = o != m;
+            log_info("model %s comes back: %s, for which it left, has failed", o->file.name,
+                     m->file.name);
+        }
+    }
+}

@@ -150,15 +150,18 @@ static bool in_vocab(const struct sampler_work *w, int32_t id)
     return id >= 0 && (uint32_t)id < w->n_vocab;
 }
 
+static bool penalises(const struct sampler *s)
+{
+    return s->repeat_penalty != 1 || s->presence_penalty != 0 || s->frequency_penalty != 0;
+}
+
 static void penalise(struct sampler_work *w, const struct sampler *s, const int32_t *tokens,
                      uint64_t n_tokens)
 {
-    bool penalised = s->repeat_penalty != 1 || s->presence_penalty != 0 ||
-                     s->frequency_penalty != 0;
     uint64_t window = s->repeat_last_n < 0                    ? n_tokens
                       : (uint64_t)s->repeat_last_n < n_tokens ? (uint64_t)s->repeat_last_n
                                                               : n_tokens;
-    if (!penalised || window == 0) {
+    if (!penalises(s) || window == 0) {
         return;
     }
     const int32_t *seen = tokens + (n_tokens - window);
@@ -311,15 +314,19 @@ int sampler_choose(struct sampler_work *w, const struct sampler *s, const float 
     collect(w);
     bool greedy = s->temp <= 0 && s->dynatemp_range <= 0;
     uint32_t attempt = refused ? refused->n : 0;
-    for (uint32_t i = 0; i < s->n_order && any_finite(&w->c); i++) {
+    bool finite = any_finite(&w->c);
+    for (uint32_t i = 0; finite && i < s->n_order; i++) {
         if (!greedy || s->order[i] == JOURNAL_PENALTIES || s->order[i] == JOURNAL_DRY) {
             step(w, s, s->order[i], tokens, n_tokens, attempt);
         }
     }
-    if (!any_finite(&w->c)) {
-        return err_set(err, ERR_FAILED,
-                       attempt > 0 ? "the banned strings leave no token at position %llu"
-                                   : "the model gave no finite logit at position %llu",
+    if (penalises(s) || s->dry.multiplier > 0) { /* what is added can reach infinity */
+        finite = finite && any_finite(&w->c);
+    }
+    if (!finite) {
+        return err_set(err, ERR_FAILED, "%s at position %llu",
+                       attempt > 0 ? "the banned strings leave no token"
+                                   : "the model gave no finite logit",
                        (unsigned long long)n_tokens);
     }
     double u = greedy ? 0 : rng_uniform(s->seed, n_tokens, attempt, RNG_TOKEN);

@@ -1,5 +1,5 @@
 """One prompt, one answer, in every form that the command line has."""
-from house import House, lines, main, partial_of
+from house import House, lines, main, one_line, partial_of
 
 PROMPT = "Once upon a time"
 
@@ -46,6 +46,42 @@ def sampling_options_act(house):
         assert token["alternatives"][0]["id"] == token["id"], token
 
 
+def every_sampler_acts(house):
+    def text(*options):
+        return house.hearth("complete", "-n", 60, *options, PROMPT).stdout.decode()
+
+    greedy = text("--temp", 0)
+    word = greedy.split()[5]
+    for options in (("--mirostat", 1, "--mirostat-tau", 8), ("--mirostat", 2, "--mirostat-tau", 8),
+                    ("--xtc-probability", 1, "--xtc-threshold", 0.05), ("--dynatemp-range", 0.7, "--temp", 0.9),
+                    ("--top-n-sigma", 1, "--temp", 1.5), ("--samplers", "temperature;min_p", "--temp", 1.5),
+                    ("--temp", 1, "--dry-multiplier", 2, "--dry-base", 3, "--dry-allowed-length", 1,
+                     "--dry-sequence-breaker", "")):
+        answers = {text("--seed", 3, *options) for _ in range(2)}
+        assert len(answers) == 1, (options, answers)
+        assert text("--seed", 3) not in answers or options[0] == "--top-n-sigma", options
+    # At temperature 0 only what is penalised, banned or refused changes anything.
+    assert text("--temp", 0, "--xtc-probability", 1, "--mirostat", 2, "--samplers", "top_k") == greedy
+    once = text("--temp", 0, "--dry-multiplier", 50, "--dry-allowed-length", 1, "--dry-sequence-breaker", "", "--dry-penalty-last-n", -1)
+    words = once.split()
+    assert len({tuple(words[i:i + 3]) for i in range(len(words) - 2)}) == len(words) - 2, once
+    first = house.ids("--temp", 0, "-n", 1, PROMPT)[0]
+    assert first not in house.ids("--temp", 0, "-n", 8, "--banned-token", first, PROMPT)
+    without = text("--temp", 0, "--banned-string", word.upper())
+    assert word in greedy and word.lower() not in without.lower(), without
+    assert without.startswith(greedy[:greedy.index(word) - 1]), (without, greedy)
+    # Held tokens come with the end, whatever it is, and a string that is never whole changes nothing.
+    assert text("--temp", 0, "--banned-string", greedy[-20:] + "never") == greedy
+    stopped = house.hearth("complete", "--temp", 0, "-n", 60, "--stop", word, "--banned-string", word + " never", PROMPT)
+    assert stopped.stdout.decode() == greedy[:greedy.index(word)], stopped
+    for options in (("--samplers", "top_k;nope"), ("--samplers", "top_k;top_k"), ("--mirostat", 3),
+                    ("--xtc-probability", 2), ("--banned-token", 1 << 20), ("--banned-string", ""),
+                    ("--dry-allowed-length", 0)):
+        refused = house.hearth("complete", "-n", 4, *options, PROMPT, check=False)
+        assert refused.returncode in (1, 2) and not refused.stdout, (options, refused)
+        one_line(refused.stderr)
+
+
 def stop_strings_end_before_themselves(house):
     text = house.hearth("complete", "--temp", 0, "-n", 40, PROMPT).stdout.decode()
     word = text[len(text) // 2:len(text) // 2 + 5]
@@ -87,6 +123,6 @@ def every_program_tells_about_itself(house):
 
 with House() as one:
     main(*[partial_of(f, one) for f in (
-        text_streams_and_is_the_same_each_time, ids_and_json_agree, a_seed_fixes_the_answer, sampling_options_act,
+        text_streams_and_is_the_same_each_time, ids_and_json_agree, a_seed_fixes_the_answer, sampling_options_act, every_sampler_acts,
         stop_strings_end_before_themselves, ask_goes_through_the_template, chat_keeps_the_conversation,
         tokenize_and_back, every_program_tells_about_itself)])

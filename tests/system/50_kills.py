@@ -15,8 +15,15 @@ STREAMS = 8
 ROLES = ["worker", "worker", "broker", "loader"]
 
 
+# A part of the jobs asks for samplers whose state is of the tokens so far; "the" is in every story.
+SAMPLERS = [(), (), (), ("--mirostat", 2, "--mirostat-tau", 3), ("--mirostat", 1, "--mirostat-tau", 4),
+            ("--banned-string", "the", "--banned-string", " was a"),
+            ("--dry-multiplier", 0.8, "--xtc-probability", 0.5, "--dynatemp-range", 0.4, "--top-n-sigma", 2)]
+
+
 def job(i):
-    return ("complete", "--ids", "--temp", 0.8, "--seed", i, "-n", 60 + 7 * (i % 5), "Story %d: once upon a time" % (i % 6))
+    return ("complete", "--ids", "--temp", 0.8, "--seed", i, "-n", 60 + 7 * (i % 5), *SAMPLERS[i % len(SAMPLERS)],
+            "Story %d: once upon a time" % (i % 6))
 
 
 def nothing_is_lost():

@@ -333,7 +333,7 @@ static inline void house_bind(struct house *h, uint32_t n_sequences, uint64_t st
     }
 }
 
-/* Admits a request as the broker does. stops: NULL or one stop string. */
+/* Admits a request as the broker does. stop: NULL or one stop string, with params->n_banned one banned string. */
 static inline int house_admit(struct house *h, const int32_t *prompt, uint32_t n_prompt,
                               const struct journal_params *params, const char *stop, uint32_t owner)
 {
@@ -346,7 +346,7 @@ static inline int house_admit(struct house *h, const int32_t *prompt, uint32_t n
     struct journal_slot *slot = journal_slot_at(&h->journal, (uint32_t)slot_idx);
     memcpy(journal_prompt(&h->journal, slot), prompt, n_prompt * sizeof *prompt);
     slot->params = *params;
-    slot->params.n_stops = stop ? 1 : 0;
+    slot->params.n_stops = stop && params->n_banned == 0 ? 1 : 0;
     slot->id[0] = ++ids;
     slot->reader = HOUSE_READER;
     if (stop) {

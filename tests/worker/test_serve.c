@@ -147,26 +147,23 @@ static void a_cancel_ends_a_request(void **state)
 }
 
 /* A worker that dies after any number of tokens is continued by the next to the same answer, whether the state
- * that it left is believed or not, and what the state holds is not computed again. */
-static void a_new_worker_goes_on(void **state)
+ * that it left is believed or not, and what the state holds is not computed again. stop as house_admit has it. */
+static void goes_on(const struct journal_params *params, const char *stop, struct answer *whole)
 {
-    (void)state;
-    static struct answer whole, a;
+    static struct answer a;
     static int32_t prompt[512];
-    struct journal_params params = house_params(40);
-    params.temp = 0.8f;
-    params.top_p = 0.95f;
-    params.frequency_penalty = 0.2f;
-    params.repeat_last_n = -1;
     house_bind(&house, 4, 0);
-    run(150, 5, &params, NULL, &whole);
+    run(150, 5, params, stop, whole);
     uint32_t child = HOUSE_CHILD;
     for (int round = 0; round < 2; round++) {
         prompt_of(prompt, 150, 5);
-        int slot = house_admit(&house, prompt, 150, &params, NULL, child);
+        int slot = house_admit(&house, prompt, 150, params, stop, child);
         house_give(&house, slot);
-        for (uint32_t at = 1; at < 40; at += 13) {
-            HOUSE_UNTIL(&house, (house_read(&house, slot, &a), a.n_tokens >= at));
+        for (uint32_t at = 1; at < params->n_max; at += 13) {
+            HOUSE_UNTIL(&house, (house_read(&house, slot, &a), a.n_tokens >= at || a.ended));
+            if (a.ended) {
+                break;
+            }
             serve_destroy(&house.serve); /* says and saves nothing, as a kill would */
             journal_slot_at(&house.journal, (uint32_t)slot)->owner = ++child;
             if (round % 2) {
@@ -180,14 +177,96 @@ static void a_new_worker_goes_on(void **state)
         }
         HOUSE_UNTIL(&house, ended(slot));
         house_read(&house, slot, &a);
-        assert_int_equal(a.n_tokens, whole.n_tokens);
-        assert_memory_equal(a.tokens, whole.tokens, whole.n_tokens * sizeof(int32_t));
-        assert_string_equal(a.text, whole.text);
+        assert_int_equal(a.n_tokens, whole->n_tokens);
+        assert_memory_equal(a.tokens, whole->tokens, whole->n_tokens * sizeof(int32_t));
+        assert_string_equal(a.text, whole->text);
         assert_int_equal(a.n_cached, round % 2 ? 0 : 150);
         uint32_t before = house.n_finished;
         HOUSE_UNTIL(&house, house.n_finished > before || house.n_finished > 0);
         house_free(&house, slot);
         house_turn(&house);
+    }
+}
+
+static void a_new_worker_goes_on(void **state)
+{
+    (void)state;
+    static struct answer whole;
+    struct journal_params params = house_params(40);
+    params.temp = 0.8f;
+    params.top_p = 0.95f;
+    params.frequency_penalty = 0.2f;
+    params.repeat_last_n = -1;
+    goes_on(&params, NULL, &whole);
+}
+
+/* Mirostat's mu is in the log; the others keep nothing. */
+static void mirostat_goes_on(void **state)
+{
+    (void)state;
+    static struct answer whole;
+    struct journal_params params = house_params(40);
+    params.temp = 1;
+    params.mirostat = 2;
+    params.mirostat_tau = 3;
+    params.mirostat_eta = 0.3f;
+    goes_on(&params, NULL, &whole);
+}
+
+static void mirostat_one_and_dry_go_on(void **state)
+{
+    (void)state;
+    static struct answer whole;
+    struct journal_params params = house_params(40);
+    params.temp = 1.2f;
+    params.mirostat = 1;
+    params.mirostat_tau = 4;
+    params.mirostat_eta = 0.2f;
+    params.dry_multiplier = 0.8f;
+    params.dry_base = 1.75f;
+    params.dry_allowed_length = 1;
+    params.dry_penalty_last_n = -1;
+    goes_on(&params, NULL, &whole);
+}
+
+static void xtc_and_the_others_go_on(void **state)
+{
+    (void)state;
+    static struct answer whole;
+    struct journal_params params = house_params(40);
+    params.temp = 1;
+    params.dynatemp_range = 0.5f;
+    params.dynatemp_exponent = 1;
+    params.top_n_sigma = 2;
+    params.xtc_probability = 0.5f;
+    params.xtc_threshold = 0.05f;
+    goes_on(&params, NULL, &whole);
+}
+
+/* Each piece of an answer that is banned does not come, nothing before it changes, and death changes nothing. */
+static void banned_strings_go_on(void **state)
+{
+    (void)state;
+    static struct answer plain, whole;
+    struct journal_params params = house_params(40);
+    params.temp = 0.8f;
+    params.seed = 11;
+    house_bind(&house, 4, 0);
+    run(150, 5, &params, NULL, &plain);
+    params.n_banned = 1;
+    for (uint32_t at = 3; at + 6 < plain.n_bytes && at < 40; at += 17) {
+        char banned[7];
+        snprintf(banned, sizeof banned, "%s", plain.text + at);
+        close_house(state); /* its worker is a later child now */
+        open_house(state);
+        goes_on(&params, banned, &whole);
+        assert_null(strcasestr(whole.text, banned));
+        const char *first = strcasestr(plain.text, banned);
+        assert_true(whole.n_tokens > 0 && first);
+        /* The token in which it began may have begun earlier by a few bytes. */
+        size_t same = (size_t)(first - plain.text);
+        same = same > 16 ? same - 16 : 0;
+        assert_memory_equal(whole.text, plain.text, same);
     }
 }
 
@@ -441,12 +520,22 @@ static void a_closed_channel_means_exit(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(one_request_is_answered),       TEST(sixteen_at_once_equal_each_alone),
-        TEST(a_cancel_ends_a_request),       TEST(a_new_worker_goes_on),
-        TEST(a_new_broker_is_told),          TEST(few_pages_serve_all_in_the_end),
-        TEST(a_common_prefix_is_reused),     TEST(a_stop_string_is_not_shown),
-        TEST(evaluations_are_answered),      TEST(bad_requests_end_with_a_reason),
-        TEST(unbinding_gives_requests_back), TEST(a_closed_channel_means_exit),
+        TEST(one_request_is_answered),
+        TEST(sixteen_at_once_equal_each_alone),
+        TEST(a_cancel_ends_a_request),
+        TEST(a_new_worker_goes_on),
+        TEST(mirostat_goes_on),
+        TEST(mirostat_one_and_dry_go_on),
+        TEST(xtc_and_the_others_go_on),
+        TEST(banned_strings_go_on),
+        TEST(a_new_broker_is_told),
+        TEST(few_pages_serve_all_in_the_end),
+        TEST(a_common_prefix_is_reused),
+        TEST(a_stop_string_is_not_shown),
+        TEST(evaluations_are_answered),
+        TEST(bad_requests_end_with_a_reason),
+        TEST(unbinding_gives_requests_back),
+        TEST(a_closed_channel_means_exit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

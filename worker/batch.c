@@ -32,7 +32,7 @@ uint32_t batch_plan(struct batch_item *items, uint32_t n_items, uint32_t budget,
 
 void batch_pace_init(struct batch_pace *pace)
 {
-    *pace = (struct batch_pace){ .shared_rows = 2 * BATCH_ROWS_MIN, .alone_rows = BATCH_ALONE_MIN };
+    *pace = (struct batch_pace){ .shared_rows = 2 * BATCH_ROWS_MIN };
 }
 
 static double clamp(double value, double low, double high)
@@ -42,18 +42,16 @@ static double clamp(double value, double low, double high)
 
 uint32_t batch_budget(const struct batch_pace *pace, bool others_decode)
 {
-    return (uint32_t)(others_decode ? pace->shared_rows : pace->alone_rows);
+    return others_decode ? (uint32_t)pace->shared_rows : BATCH_ROWS_MAX;
 }
 
 void batch_observe(struct batch_pace *pace, bool others_decode, uint32_t prefill_rows,
                    double seconds)
 {
-    double *rows = others_decode ? &pace->shared_rows : &pace->alone_rows;
-    double aim = others_decode ? BATCH_SHARED_S : BATCH_ALONE_S;
-    double least = others_decode ? BATCH_ROWS_MIN : BATCH_ALONE_MIN;
-    if (prefill_rows < (uint32_t)*rows || seconds <= 0) {
+    if (!others_decode || prefill_rows < (uint32_t)pace->shared_rows || seconds <= 0) {
         return;
     }
     /* At most a doubling or halving at a time: one odd step must not decide. */
-    *rows = clamp(*rows * clamp(aim / seconds, 0.5, 2), least, BATCH_ROWS_MAX);
+    pace->shared_rows = clamp(pace->shared_rows * clamp(BATCH_SHARED_S / seconds, 0.5, 2),
+                              BATCH_ROWS_MIN, BATCH_ROWS_MAX);
 }

@@ -71,7 +71,7 @@ static void the_pace_follows_what_steps_take(void **state)
         batch_observe(&pace, false, batch_budget(&pace, false), 0.0001);
     }
     assert_int_equal(batch_budget(&pace, false), BATCH_ROWS_MAX);
-    batch_observe(&pace, false, 3, 100); /* a step that was not full says nothing */
+    batch_observe(&pace, true, 3, 100); /* a step that was not full says nothing */
     assert_int_equal(batch_budget(&pace, false), BATCH_ROWS_MAX);
 }
 

@@ -29,6 +29,9 @@ void config_init(struct config *c)
 
 void config_clear(struct config *c)
 {
+    for (uint32_t i = 0; i < c->n_aliases; i++) {
+        free(c->aliases[i].template);
+    }
     free(c->aliases);
     *c = (struct config){ 0 };
 }
@@ -131,19 +134,26 @@ static int take_source(struct config *c, const char *value, struct err *err)
     return take_text(c->source, sizeof c->source, value, err);
 }
 
+/* A leading ~/ is what people write in a configuration; nothing else expands. */
+static int take_path(char path[CONFIG_PATH_BYTES], const char *value, struct err *err)
+{
+    const char *home = getenv("HOME");
+    int n = value[0] == '~' && value[1] == '/' && home
+                ? snprintf(path, CONFIG_PATH_BYTES, "%s%s", home, value + 1)
+                : snprintf(path, CONFIG_PATH_BYTES, "%s", value);
+    return n >= 0 && n < CONFIG_PATH_BYTES
+               ? 0
+               : err_set(err, ERR_USAGE, "the path is longer than %d bytes", CONFIG_PATH_BYTES - 1);
+}
+
 static int take_dir(struct config *c, const char *value, struct err *err)
 {
     if (c->n_dirs == CONFIG_DIRS_MAX) {
         return err_set(err, ERR_USAGE, "more than %d model directories", CONFIG_DIRS_MAX);
     }
-    /* A leading ~/ is what people write in a configuration; nothing else expands. */
     char path[CONFIG_PATH_BYTES];
-    const char *home = getenv("HOME");
-    int n = value[0] == '~' && value[1] == '/' && home
-                ? snprintf(path, sizeof path, "%s%s", home, value + 1)
-                : snprintf(path, sizeof path, "%s", value);
-    if (n < 0 || (size_t)n >= sizeof path) {
-        return err_set(err, ERR_USAGE, "the path is longer than %zu bytes", sizeof path - 1);
+    if (take_path(path, value, err) < 0) {
+        return -1;
     }
     strcpy(c->dirs[c->n_dirs++], path);
     return 0;
@@ -261,6 +271,16 @@ static int set_sampling(struct config_sampling *s, const char *key, const char *
     return 0;
 }
 
+const struct config_alias *config_find_alias(const struct config *c, const char *name)
+{
+    for (uint32_t i = 0; i < c->n_aliases; i++) {
+        if (strcmp(c->aliases[i].name, name) == 0) {
+            return &c->aliases[i];
+        }
+    }
+    return NULL;
+}
+
 static struct config_alias *alias_of(struct config *c, const char *name, struct err *err)
 {
     for (uint32_t i = 0; i < c->n_aliases; i++) {
@@ -288,6 +308,32 @@ static struct config_alias *alias_of(struct config *c, const char *name, struct 
     return a;
 }
 
+/* The file's text: read now, so that a request never waits for a disk and never meets half an edit. */
+static int take_template(struct config_alias *a, const char *value, struct err *err)
+{
+    char path[CONFIG_PATH_BYTES];
+    if (take_path(path, value, err) < 0) {
+        return -1;
+    }
+    FILE *f = fopen(path, "re");
+    if (!f) {
+        return err_set_errno(err, ERR_USAGE, "template %s", path);
+    }
+    char *text = malloc(LIMIT_TEMPLATE_BYTES + 1);
+    size_t n = text ? fread(text, 1, LIMIT_TEMPLATE_BYTES + 1, f) : 0;
+    bool bad = ferror(f);
+    fclose(f);
+    if (!text || bad || n == 0 || n > LIMIT_TEMPLATE_BYTES || memchr(text, 0, n)) {
+        free(text);
+        return err_set(err, ERR_USAGE, "template %s is no text of 1 to %u bytes", path,
+                       LIMIT_TEMPLATE_BYTES);
+    }
+    text[n] = 0;
+    free(a->template);
+    a->template = text;
+    return 0;
+}
+
 static int set_alias_key(struct config *c, const char *name, const char *key, const char *value,
                          struct err *err)
 {
@@ -304,6 +350,9 @@ static int set_alias_key(struct config *c, const char *name, const char *key, co
     }
     if (strcmp(key, "kv") == 0) {
         return take_kv(a->kv_k, a->kv_v, value, err);
+    }
+    if (strcmp(key, "template") == 0) {
+        return take_template(a, value, err);
     }
     if (strcmp(key, "pin") == 0) {
         return take_bool(&a->pin, value, err);

@@ -39,6 +39,7 @@ struct config_alias {
     char kv_k[CONFIG_WORD_BYTES], kv_v[CONFIG_WORD_BYTES];
     bool pin;
     uint32_t ttl_s; /* idle this long: leaves RAM; 0: only when room is needed */
+    char *template; /* chat template instead of the model's own, NULL: the model's; owned */
     struct config_sampling sampling;
 };
 
@@ -73,6 +74,9 @@ int config_read(struct config *c, const char *path, struct err *err);
 /* The whole configuration as `hearth serve` wants it: built-in values, the file of --config (else the first of
  * $XDG_CONFIG_HOME/hearth/hearth.conf and /etc/hearth/hearth.conf that exists), then the flags. argv[0] is skipped. */
 int config_load(struct config *c, int argc, char *const argv[], struct err *err);
+
+/* The alias of this name, or NULL. */
+const struct config_alias *config_find_alias(const struct config *c, const char *name);
 
 /* "24G", "512M", "1000000" -> bytes. */
 int config_size(const char *text, uint64_t *bytes, struct err *err);

@@ -157,7 +157,12 @@ static void from_client(struct broker *b, const struct post_to *to, struct clien
     case HEARTH__ENVELOPE__BODY_TEXT_ASK:
         m = model_named(b, e->text_ask->has_model, e->text_ask->model, &err);
         if (m) {
-            texts_ask(b, to, m, e->text_ask, msg->payload, msg->payload_len);
+            char name[LIMIT_MODEL_NAME_BYTES] = "";
+            if (e->text_ask->has_model) {
+                message_copy(name, sizeof name, e->text_ask->model);
+            }
+            texts_ask(b, to, m, config_find_alias(&b->config, name), e->text_ask, msg->payload,
+                      msg->payload_len);
             return;
         }
         break;

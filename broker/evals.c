@@ -95,7 +95,7 @@ void evals_ask(struct broker *b, const struct post_to *to, uint64_t client, stru
         err_set(&err, ERR_BAD_INPUT, "%zu bytes are not a list of token ids", payload_len);
         goto fail;
     }
-    if (ask->kind > HEARTH__EVAL_KIND__PERPLEXITY) {
+    if (ask->kind > HEARTH__EVAL_KIND__EMBED) {
         err_set(&err, ERR_BAD_INPUT, "evaluation %d is not known", (int)ask->kind);
         goto fail;
     }
@@ -140,6 +140,22 @@ fail:
 
 /* ---- its segment ---- */
 
+/* The embedding that the model's own key pooling_type asks for; the mean where it says nothing. */
+static uint32_t pooling_of(const char *name)
+{
+    static const struct {
+        const char *name;
+        Hearth__EvalKind kind;
+    } rows[] = { { "cls", HEARTH__EVAL_KIND__EMBED_CLS },
+                 { "last", HEARTH__EVAL_KIND__EMBED_LAST } };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        if (strcmp(name, rows[i].name) == 0) {
+            return rows[i].kind;
+        }
+    }
+    return HEARTH__EVAL_KIND__EMBED_MEAN;
+}
+
 static int plan_bytes(struct eval *e, struct err *err)
 {
     const struct model_info *info = &e->model->info;
@@ -157,6 +173,9 @@ static int plan_bytes(struct eval *e, struct err *err)
             return err_set(err, ERR_BAD_INPUT, "token %" PRIu64 " is %d; the vocabulary has %u", i,
                            e->ids[i], info->n_vocab);
         }
+    }
+    if (e->kind == HEARTH__EVAL_KIND__EMBED) {
+        e->kind = pooling_of(info->pooling);
     }
     bool logits = e->kind == HEARTH__EVAL_KIND__LOGITS;
     if (logits && !info->generates) {

@@ -14,11 +14,13 @@ static void work_destroy(struct text_work *w)
         explicit_bzero(w->payload, w->payload_len);
         free(w->payload);
     }
+    free(w->template);
     free(w);
 }
 
 /* A new work at the end of the line, or NULL. */
-static struct text_work *work_create(struct broker *b, struct model *model, const void *payload,
+static struct text_work *work_create(struct broker *b, struct model *model,
+                                     const struct config_alias *alias, const void *payload,
                                      size_t payload_len, struct err *err)
 {
     struct texts *t = &b->texts;
@@ -29,9 +31,12 @@ static struct text_work *work_create(struct broker *b, struct model *model, cons
     struct text_work *w = calloc(1, sizeof *w);
     if (w) {
         w->payload = malloc(payload_len + 1);
+        w->template = alias && alias->template ? strdup(alias->template) : NULL;
     }
-    if (!w || !w->payload) {
-        free(w);
+    if (!w || !w->payload || (alias && alias->template && !w->template)) {
+        if (w) {
+            work_destroy(w);
+        }
         err_set(err, ERR_NO_MEMORY, "no memory for a text of %zu bytes", payload_len);
         return NULL;
     }
@@ -64,14 +69,15 @@ static struct text_work *take_work(struct texts *t, uint64_t number)
 }
 
 void texts_ask(struct broker *b, const struct post_to *to, struct model *model,
-               const Hearth__TextAsk *ask, const void *payload, size_t payload_len)
+               const struct config_alias *alias, const Hearth__TextAsk *ask, const void *payload,
+               size_t payload_len)
 {
     struct err err = { 0 };
     struct text_work *w = NULL;
     if (ask->op > HEARTH__TEXT_OP__PIECES && ask->op != HEARTH__TEXT_OP__PARSE) {
         err_set(&err, ERR_BAD_INPUT, "text work %d is not for clients", (int)ask->op);
     } else {
-        w = work_create(b, model, payload, payload_len, &err);
+        w = work_create(b, model, alias, payload, payload_len, &err);
     }
     if (!w) {
         post_failed(b, to, NULL, &err);
@@ -96,7 +102,9 @@ void texts_ask(struct broker *b, const struct post_to *to, struct model *model,
 
 int texts_prompt(struct broker *b, struct request *r, struct err *err)
 {
-    struct text_work *w = work_create(b, r->model, r->draft->payload, r->draft->payload_len, err);
+    const struct config_alias *alias = config_find_alias(&b->config, r->draft->model_name);
+    struct text_work *w = work_create(b, r->model, alias, r->draft->payload, r->draft->payload_len,
+                                      err);
     if (!w) {
         return -1;
     }
@@ -218,6 +226,8 @@ static void send_work(struct broker *b, struct text_work *w)
     Hearth__TextWork work = HEARTH__TEXT_WORK__INIT;
     work.work = w->number;
     work.ask = &ask;
+    work.has_chat_template = w->template != NULL;
+    work.chat_template = message_str(w->template ? w->template : "");
     work.has_kind = w->request != 0;
     work.kind = (Hearth__PromptKind)w->kind;
     struct post_to to = { .peer = w->model->text.peer };

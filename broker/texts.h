@@ -12,6 +12,7 @@
 
 struct broker;
 struct model;
+struct config_alias;
 struct request;
 struct post_to;
 
@@ -33,6 +34,7 @@ struct text_work {
     uint64_t now;
     uint8_t *payload; /* owned */
     size_t payload_len;
+    char *template;   /* the alias's, or NULL; owned */
     uint32_t sent_to; /* child; 0: not sent */
     uint64_t sent_ms;
     uint32_t deaths;
@@ -43,9 +45,10 @@ struct texts {
     uint32_t n;
 };
 
-/* A client's question. */
+/* A client's question; alias: the name that it used was one's, else NULL. */
 void texts_ask(struct broker *b, const struct post_to *to, struct model *model,
-               const Hearth__TextAsk *ask, const void *payload, size_t payload_len);
+               const struct config_alias *alias, const Hearth__TextAsk *ask, const void *payload,
+               size_t payload_len);
 
 /* A request's prompt; the payload is borrowed from its draft until the answer. */
 int texts_prompt(struct broker *b, struct request *r, struct err *err);

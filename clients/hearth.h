@@ -198,6 +198,7 @@ enum hearth_eval_kind {
     HEARTH_EMBED_CLS,
     HEARTH_EMBED_LAST,
     HEARTH_PERPLEXITY,
+    HEARTH_EMBED, /* by the model's own pooling, the mean where it names none */
 };
 
 struct hearth_evaluation {

@@ -23,10 +23,11 @@
 #define LIMIT_DRY_BREAKER_BYTES 40  /* of one of them */
 #define LIMIT_ALTERNATIVES      20  /* log-probabilities beside the chosen one */
 #define LIMIT_PROMPT_TOKENS     (LIMIT_PAYLOAD_BYTES / 4)
-#define LIMIT_CTX_TOKENS        (1u << 20) /* positions of one sequence */
-#define LIMIT_MODEL_NAME_BYTES  256        /* alias, file name or path, with its NUL */
-#define LIMIT_REASON_BYTES      384        /* text of an end's reason */
-#define LIMIT_PIECE_BYTES       1024       /* longest piece of a vocabulary that hearth serves */
+#define LIMIT_CTX_TOKENS        (1u << 20)  /* positions of one sequence */
+#define LIMIT_MODEL_NAME_BYTES  256         /* alias, file name or path, with its NUL */
+#define LIMIT_REASON_BYTES      384         /* text of an end's reason */
+#define LIMIT_TEMPLATE_BYTES    (48u << 10) /* an alias's own template: travels in an envelope */
+#define LIMIT_PIECE_BYTES       1024        /* longest piece of a vocabulary that hearth serves */
 
 /* ---- processes ---- */
 #define LIMIT_CHILDREN         64   /* alive at once under one keeper */
@@ -47,4 +48,6 @@
 #define LIMIT_COME_BACK_S 10  /* after a broker's restart clients have this long */
 #define LIMIT_SLEEP_MS    100 /* no wait on shared memory is longer without a look around */
 
+static_assert(LIMIT_TEMPLATE_BYTES + 4096 < LIMIT_ENVELOPE_BYTES,
+              "a template fits beside the rest");
 static_assert(LIMIT_ENVELOPE_BYTES < LIMIT_ARENA_BYTES, "an envelope unpacks into its arena");

@@ -10,9 +10,9 @@ static const struct program program = {
     "embed",
     "[OPTIONS] TEXT",
     "Prints the embedding of a text, as a unit vector.",
-    "Piped input comes before the text. Without --pooling the mean over the tokens is taken; "
-    "bert-like models often want cls,\n"
-    "qwen3-embedding last. The numbers stand one a line, or with --json in one object.",
+    "Piped input comes before the text. Without --pooling it is the model's own way, or the "
+    "mean over the tokens where it names none. The numbers stand one a line, or with --json in one "
+    "object.",
 };
 
 static const struct {
@@ -50,8 +50,8 @@ int main(int argc, char **argv)
 {
     struct verb v = { .program = &program };
     struct hearth_text text = { .op = HEARTH_TOKENIZE, .add_special = true };
-    struct hearth_evaluation ask = { .kind = HEARTH_EMBED_MEAN };
-    const char *pooling = "mean";
+    struct hearth_evaluation ask = { .kind = HEARTH_EMBED };
+    const char *pooling = NULL;
     bool raw = false;
     const struct option table[] = {
         { "model", 'm', OPTION_STRING, &ask.model, "MODEL", "whose embedding", NULL },
@@ -60,9 +60,9 @@ int main(int argc, char **argv)
         VERB_OPTIONS(v),
     };
     int n = options_parse(&program, table, argc, argv);
-    bool known = false;
+    bool known = !pooling;
     for (size_t i = 0; i < sizeof poolings / sizeof poolings[0]; i++) {
-        if (strcmp(pooling, poolings[i].name) == 0) {
+        if (pooling && strcmp(pooling, poolings[i].name) == 0) {
             ask.kind = poolings[i].kind;
             known = true;
         }

@@ -68,6 +68,11 @@ static int do_work(struct service *s, const Hearth__TextWork *work, const uint8_
 {
     const Hearth__TextAsk *ask = work->ask;
     const struct work *w = &s->work;
+    if (work_speak(&s->work,
+                   work->has_chat_template ? (const char *)work->chat_template.data : NULL,
+                   work->chat_template.len, err) < 0) {
+        return -1;
+    }
     const void *data = len ? (const void *)input : "";
     int64_t now = ask->has_now ? (int64_t)ask->now : (int64_t)time(NULL);
     switch (ask->op) {
@@ -205,9 +210,9 @@ static int open_service(struct service *s, int argc, char **argv, struct err *er
         work_open(&s->work, &s->manifest, err) < 0) {
         return -1;
     }
-    if (s->work.has_template && !s->work.template) {
+    if (s->work.own.has_template && !s->work.own.template) {
         log_warn("model %llu: its chat template: %s", (unsigned long long)s->model,
-                 s->work.template_err.text);
+                 s->work.own.err.text);
     }
     return greet(s, err);
 }

@@ -37,15 +37,32 @@ static bool knows_chatml(const struct tokenizer *t)
     return true;
 }
 
+static void voice_open(const struct work *w, struct work_voice *v, const char *text, size_t len)
+{
+    v->has_template = true;
+    v->template = template_compile(text, len, &v->err);
+    v->format = parse_recognise(text, len);
+    if (v->template) {
+        conversation_probe(&v->conversation, v->template, text, len, w->bos, w->eos);
+    }
+}
+
+static void voice_close(struct work_voice *v)
+{
+    template_destroy(&v->template);
+    *v = (struct work_voice){ .format = parse_recognise("", 0) };
+}
+
 int work_open(struct work *w, const struct weights *manifest, struct err *err)
 {
     *w = (struct work){ .tokenizer = tokenizer_create(manifest, NULL, err) };
+    w->voice = &w->own;
     if (!w->tokenizer) {
         return -1;
     }
     w->bos = text_of_token(w->tokenizer, VOCAB_BOS);
     w->eos = text_of_token(w->tokenizer, VOCAB_EOS);
-    w->format = parse_recognise("", 0);
+    voice_close(&w->own);
     if (!w->bos || !w->eos) {
         work_close(w);
         return err_set(err, ERR_NO_MEMORY, "no memory for the token texts");
@@ -54,15 +71,10 @@ int work_open(struct work *w, const struct weights *manifest, struct err *err)
     const char *text = chatml;
     size_t len = sizeof chatml - 1;
     if (kv && !weights_kv_str(kv, 0, &text, &len)) {
-        w->has_template = true;
-        err_set(&w->template_err, ERR_BAD_FILE, "key tokenizer.chat_template is no string");
+        w->own.has_template = true;
+        err_set(&w->own.err, ERR_BAD_FILE, "key tokenizer.chat_template is no string");
     } else if (kv || knows_chatml(w->tokenizer)) {
-        w->has_template = true;
-        w->template = template_compile(text, len, &w->template_err);
-        w->format = parse_recognise(text, len);
-    }
-    if (w->template) {
-        conversation_probe(&w->conversation, w->template, text, len, w->bos, w->eos);
+        voice_open(w, &w->own, text, len);
     }
     return 0;
 }
@@ -70,10 +82,31 @@ int work_open(struct work *w, const struct weights *manifest, struct err *err)
 void work_close(struct work *w)
 {
     tokenizer_destroy(&w->tokenizer);
-    template_destroy(&w->template);
+    voice_close(&w->own);
+    voice_close(&w->other);
     free(w->bos);
     free(w->eos);
+    free(w->other_text);
     *w = (struct work){ 0 };
+}
+
+int work_speak(struct work *w, const char *text, size_t len, struct err *err)
+{
+    w->voice = text ? &w->other : &w->own;
+    if (!text || (w->other_text && len == w->other_len && memcmp(text, w->other_text, len) == 0)) {
+        return 0;
+    }
+    char *copy = malloc(len + 1);
+    if (!copy) {
+        return err_set(err, ERR_NO_MEMORY, "no memory for a template of %zu bytes", len);
+    }
+    memcpy(copy, text, len);
+    free(w->other_text);
+    w->other_text = copy;
+    w->other_len = len;
+    voice_close(&w->other);
+    voice_open(w, &w->other, text, len);
+    return 0;
 }
 
 /* ---- answers ---- */
@@ -182,15 +215,16 @@ int work_pieces(const struct work *w, const void *data, size_t len, struct work_
 static int render(const struct work *w, struct json *context, int64_t now,
                   struct template_output *output, struct err *err)
 {
-    if (!w->template) {
-        return w->has_template ? (*err = w->template_err, -1)
-                               : err_set(err, ERR_UNSUPPORTED, "the model has no chat template");
+    if (!w->voice->template) {
+        return w->voice->has_template
+                   ? (*err = w->voice->err, -1)
+                   : err_set(err, ERR_UNSUPPORTED, "the model has no chat template");
     }
     json_set(context, "bos_token", json_new_str(w->bos, strlen(w->bos)));
     json_set(context, "eos_token", json_new_str(w->eos, strlen(w->eos)));
     json_unset(context, "unk_token");
     json_unset(context, "pad_token");
-    return template_render(w->template, context, now, output, err);
+    return template_render(w->voice->template, context, now, output, err);
 }
 
 static struct json *parse_context(const void *text, size_t len, struct err *err)
@@ -224,13 +258,14 @@ static bool opens_reasoning(const struct work *w, struct json *context, int64_t 
     struct template_output output = { 0 };
     struct err ignored;
     bool open = false;
-    if (json_kind(context) == JSON_OBJECT && w->template && parse_marker(w->format, 0, NULL)) {
+    if (json_kind(context) == JSON_OBJECT && w->voice->template &&
+        parse_marker(w->voice->format, 0, NULL)) {
         if (!json_find(context, "add_generation_prompt")) {
             json_set(context, "add_generation_prompt", json_new_bool(true));
         }
-        if (conversation_normalise(&w->conversation, context, now, &ignored) == 0 &&
+        if (conversation_normalise(&w->voice->conversation, context, now, &ignored) == 0 &&
             render(w, context, now, &output, &ignored) == 0) {
-            open = parse_opens_reasoning(w->format, (const char *)output.text, output.len);
+            open = parse_opens_reasoning(w->voice->format, (const char *)output.text, output.len);
         }
     }
     template_output_clear(&output);
@@ -253,8 +288,9 @@ int work_parse(const struct work *w, const void *input, size_t len, int64_t now,
         };
         text = json_as_str(json_find(ask, "text"), &n);
         const struct json *tools = json_find(ask, "tools");
-        const struct parse_format *format = w->format;
-        if (json_len(tools) && w->template && conversation_is_generic(&w->conversation)) {
+        const struct parse_format *format = w->voice->format;
+        if (json_len(tools) && w->voice->template &&
+            conversation_is_generic(&w->voice->conversation)) {
             format = parse_find("generic"); /* that is how the prompt asked for calls */
         }
         answer = parse_answer(format, text, n, tools, &how, err);
@@ -388,13 +424,15 @@ static int prompt_of_messages(const struct work *w, const void *input, size_t le
     int result = -1;
     if (context && json_kind(json_find(context, "messages")) != JSON_ARRAY) {
         err_set(err, ERR_BAD_INPUT, "a conversation has an array 'messages'");
-    } else if (context && !w->has_template) {
+    } else if (context && !w->voice->has_template) {
         result = plain_messages(w, context, out, err);
     } else if (context) {
         if (!json_find(context, "add_generation_prompt")) {
             json_set(context, "add_generation_prompt", json_new_bool(true));
         }
-        result = w->template ? conversation_normalise(&w->conversation, context, now, err) : 0;
+        result = w->voice->template
+                     ? conversation_normalise(&w->voice->conversation, context, now, err)
+                     : 0;
         result = result == 0 ? render(w, context, now, &output, err) : -1;
         if (result == 0 && continues(context)) {
             const struct json *messages = json_find(context, "messages");

@@ -12,14 +12,22 @@
 #include "loader/text/template/template.h"
 #include "loader/text/tokenizer.h"
 
-struct work {
-    struct tokenizer *tokenizer;
-    struct template *template; /* NULL: the model has none, or a broken one (see template_err) */
-    struct err template_err;   /* why there is none, said to who asks for it */
+/* How prompts are written for a model, and answers read. */
+struct work_voice {
+    struct template *template; /* NULL: there is none, or a broken one (see err) */
+    struct err err;            /* why there is none, said to who asks for it */
     bool has_template;         /* the manifest names one, or the vocabulary has ChatML's tokens */
     struct conversation conversation;  /* what the template does with a request */
-    char *bos, *eos;                   /* texts of the tokens, for templates; owned */
     const struct parse_format *format; /* how this model writes reasoning and calls */
+};
+
+struct work {
+    struct tokenizer *tokenizer;
+    char *bos, *eos;              /* texts of the tokens, for templates; owned */
+    struct work_voice own, other; /* the model's, and an alias's that was wanted last */
+    char *other_text;             /* the template that `other` was made of, owned; NULL: none yet */
+    size_t other_len;
+    const struct work_voice *voice; /* the one that speaks: work_speak */
 };
 
 /* An answer that grows; zero it, free(data). */
@@ -32,6 +40,10 @@ struct work_answer {
  * Errors: those of tokenizer_create. */
 int work_open(struct work *w, const struct weights *manifest, struct err *err);
 void work_close(struct work *w);
+
+/* Which template the works that follow use: this text, or the model's own when it is NULL. A broken one is no error here:
+ * it is when it is needed. Errors: ERR_NO_MEMORY. */
+int work_speak(struct work *w, const char *text, size_t len, struct err *err);
 
 /* text -> int32 ids. */
 int work_tokenize(const struct work *w, const void *text, size_t len, bool add_special,

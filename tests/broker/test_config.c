@@ -40,6 +40,9 @@ static void config_reads_keys_and_aliases(void **state)
     assert_string_equal(c.aliases[0].model, "tiny");
     assert_true(c.aliases[0].pin && c.aliases[0].sampling.has == CONFIG_TEMP);
     assert_int_equal(c.aliases[1].ttl_s, 60);
+    assert_null(c.aliases[1].template);
+    assert_ptr_equal(config_find_alias(&c, "slow"), &c.aliases[1]);
+    assert_null(config_find_alias(&c, "tiny"));
     config_clear(&c);
 }
 
@@ -57,6 +60,9 @@ static void config_names_the_line_of_a_mistake(void **state)
         { "[hearth]\njust words\n", ":2: this is neither" },
         { "source = carrier\n", ":1: source: carrier is none of uring, pread, mmap" },
         { "[alias x]\nctx = 5\n", "alias x names no model" },
+        { "[alias x]\nmodel = y\ntemplate = /nowhere/t.jinja\n",
+          ":3: template: template /nowhere" },
+        { "[alias x]\nmodel = y\ntemplate = /dev/null\n", "is no text of 1 to" },
         { "[alias x]\nmodel = y\ntop_p = 7\n", ":3: top_p: 7 is not a number from 0 to 1" },
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

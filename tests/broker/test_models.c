@@ -240,7 +240,7 @@ static void text_service_that_cannot_start_fails_text_work_only(void **state)
     assert_int_equal(q->state, REQUEST_PREFILL); /* ids need no text service */
     Hearth__TextAsk ask = HEARTH__TEXT_ASK__INIT;
     struct post_to to = { 0 };
-    texts_ask(r.b, &to, m, &ask, "x", 1);
+    texts_ask(r.b, &to, m, NULL, &ask, "x", 1);
     rig_turns(&r);
     assert_int_equal(r.b->texts.n, 0); /* failed at once */
     rig_close(&r);

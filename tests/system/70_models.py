@@ -93,6 +93,71 @@ def unload_pauses_a_running_answer():
         assert process.returncode == 0 and first + rest == wanted, err
 
 
-main(loaded_and_unloaded, the_default_is_the_only_resident_one, a_path_is_a_name,
+ALIASES = """models = %s
+[alias calm]
+model = hearth-tiny
+temp = 0
+[alias wild]
+model = hearth-tiny
+temp = 1.5
+top_k = 0
+[alias small]
+model = hearth-tiny
+ctx = 24
+temp = 0
+[alias packed]
+model = hearth-tiny
+kv = q8_0
+temp = 0
+[alias spoken]
+model = hearth-tiny
+template = %s
+[alias kept]
+model = other
+pin = yes
+[alias brief]
+model = third
+ttl = 1
+"""
+
+
+def aliases_have_options_of_their_own():
+    models = directory(other=1, third=1)
+    shutil.copy(TINY, os.path.join(models, "hearth-tiny.gguf"))
+    template = os.path.join(models, "spoken.jinja")
+    with open(template, "w") as f:
+        f.write("{% for m in messages %}={{ m.role }}: {{ m.content }}{% endfor %}")
+    config = os.path.join(models, "hearth.conf")
+    with open(config, "w") as f:
+        f.write(ALIASES % (models, template))
+    with House("--config", config, models=[]) as house:
+        wait_for("the pinned model", lambda: states(house)["other"] == "resident")
+        # Sampling: the alias's where the request says nothing, the request's where it does.
+        greedy = house.ids("-m", "hearth-tiny", "--temp", 0, "-n", 12, "Once upon a time")
+        assert house.ids("-m", "calm", "-n", 12, "Once upon a time") == greedy
+        seeded = ["--seed", 5, "-n", 12, "Once upon a time"]
+        assert house.ids("-m", "wild", *seeded) != greedy
+        assert house.ids("-m", "wild", "--temp", 0, "-n", 12, "Once upon a time") == greedy
+        # Context: the alias's limit is the request's, the file's own stays.
+        long = "Once upon a time " * 12
+        refused = house.hearth("complete", "-m", "small", "-n", 4, long, check=False)
+        assert refused.returncode == 5 and "24" in one_line(refused.stderr), refused
+        assert house.ids("-m", "calm", "-n", 4, long)
+        # Another KV type is another state of the same file.
+        assert len(house.ids("-m", "packed", "-n", 12, "--ignore-eos", "Once upon a time")) == 12
+        # A template instead of the model's own.
+        context = b'{"messages":[{"role":"user","content":"Hi"}]}'
+        said = [house.hearth("template", "-m", m, "--input", "-", input=context).stdout
+                for m in ("spoken", "hearth-tiny", "spoken")]
+        assert said[0] == said[2] == b"=user: Hi" and said[1] != said[0], said
+        assert house.hearth("ask", "-m", "spoken", "-n", 4, "Hello").stdout
+        # Time to leave.
+        house.hearth("load", "brief")
+        wait_for("an idle model to leave", lambda: states(house)["third"] == "cold")
+        assert states(house)["other"] == "resident"
+    shutil.rmtree(models)
+
+
+main(aliases_have_options_of_their_own, loaded_and_unloaded, the_default_is_the_only_resident_one, a_path_is_a_name,
      a_missing_name_is_exit_4_with_near_ones, a_broken_file_is_exit_7_and_harms_nobody,
      many_models_under_a_small_budget, unload_pauses_a_running_answer)

@@ -8,6 +8,7 @@
  *   xtc       of those that reach the threshold only the least likely stays (Exclude Top Choices) */
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 struct candidate {
@@ -21,6 +22,12 @@ struct candidates {
     uint32_t n;
     double scale; /* the temperature so far; > 0 */
 };
+
+/* The candidate of an id where that costs nothing: while the set still holds every id, in order. Else NULL. */
+static inline struct candidate *candidates_at(const struct candidates *c, int32_t id)
+{
+    return (uint32_t)id < c->n && c->set[id].id == id ? &c->set[id] : NULL;
+}
 
 /* Largest logit, and the sum of exp((logit - max) / scale). */
 double candidates_max(const struct candidates *c);

@@ -85,6 +85,17 @@ static void match_back(const int32_t *tokens, uint32_t n, uint32_t *match)
     }
 }
 
+/* A token that would go on with a repetition of this length. */
+static void lower(const struct dry *d, struct candidate *of, uint32_t len, uint32_t allowed)
+{
+    if (len > 0) {
+        double less = (double)d->multiplier * pow((double)d->base, (double)(len - allowed));
+        /* Beyond what a float holds it is only "never"; it must not become infinite minus infinite. */
+        less = less < (double)FLT_MAX / 4 ? less : (double)FLT_MAX / 4;
+        of->logit = (float)((double)of->logit - less);
+    }
+}
+
 void dry_apply(const struct dry *d, const struct pieces *pieces, const int32_t *tokens,
                uint64_t n_tokens, struct candidates *c, uint32_t *lengths, uint32_t n_vocab,
                uint32_t *matches, uint32_t n_matches)
@@ -106,7 +117,7 @@ void dry_apply(const struct dry *d, const struct pieces *pieces, const int32_t *
         return;
     }
     match_back(tokens + first, n, matches);
-    bool any = false;
+    bool any = false, others = false;
     for (uint32_t i = 1; i < n; i++) {
         uint32_t len = matches[i] < reach ? matches[i] : reach;
         uint64_t follower = n_tokens - i;
@@ -117,16 +128,20 @@ void dry_apply(const struct dry *d, const struct pieces *pieces, const int32_t *
             any = true;
         }
     }
-    for (uint32_t i = 0; any && i < c->n; i++) {
-        uint32_t len = lengths[c->set[i].id];
-        if (len > 0) {
-            double less = (double)d->multiplier * pow((double)d->base, (double)(len - allowed));
-            /* Beyond what a float holds it is only "never"; it must not become infinite minus infinite. */
-            less = less < (double)FLT_MAX / 4 ? less : (double)FLT_MAX / 4;
-            c->set[i].logit = (float)((double)c->set[i].logit - less);
+    for (uint32_t i = 1; any && i < n; i++) {
+        int32_t id = tokens[n_tokens - i];
+        struct candidate *of = id >= 0 && (uint32_t)id < n_vocab ? candidates_at(c, id) : NULL;
+        if (of) {
+            lower(d, of, lengths[id], allowed);
+            lengths[id] = 0;
+        } else {
+            others = true;
         }
     }
-    for (uint32_t i = 1; any && i < n; i++) {
+    for (uint32_t i = 0; any && others && i < c->n; i++) {
+        lower(d, &c->set[i], lengths[c->set[i].id], allowed);
+    }
+    for (uint32_t i = 1; any && others && i < n; i++) {
         int32_t id = tokens[n_tokens - i];
         if (id >= 0 && (uint32_t)id < n_vocab) {
             lengths[id] = 0;

@@ -155,6 +155,14 @@ static bool penalises(const struct sampler *s)
     return s->repeat_penalty != 1 || s->presence_penalty != 0 || s->frequency_penalty != 0;
 }
 
+static void penalise_one(const struct sampler *s, struct candidate *of, uint32_t count)
+{
+    if (count > 0) {
+        float l = of->logit > 0 ? of->logit / s->repeat_penalty : of->logit * s->repeat_penalty;
+        of->logit = l - ((float)count * s->frequency_penalty + s->presence_penalty);
+    }
+}
+
 static void penalise(struct sampler_work *w, const struct sampler *s, const int32_t *tokens,
                      uint64_t n_tokens)
 {
@@ -170,15 +178,20 @@ static void penalise(struct sampler_work *w, const struct sampler *s, const int3
             w->counts[seen[i]]++;
         }
     }
-    for (uint32_t i = 0; i < w->c.n; i++) {
-        float *l = &w->c.set[i].logit;
-        uint32_t count = w->counts[w->c.set[i].id];
-        if (count > 0) {
-            *l = *l > 0 ? *l / s->repeat_penalty : *l * s->repeat_penalty;
-            *l -= (float)count * s->frequency_penalty + s->presence_penalty;
+    bool others = false;
+    for (uint64_t i = 0; i < window; i++) {
+        struct candidate *of = in_vocab(w, seen[i]) ? candidates_at(&w->c, seen[i]) : NULL;
+        if (of) {
+            penalise_one(s, of, w->counts[of->id]);
+            w->counts[of->id] = 0;
+        } else {
+            others = true;
         }
     }
-    for (uint64_t i = 0; i < window; i++) {
+    for (uint32_t i = 0; others && i < w->c.n; i++) {
+        penalise_one(s, &w->c.set[i], w->counts[w->c.set[i].id]);
+    }
+    for (uint64_t i = 0; others && i < window; i++) {
         if (in_vocab(w, seen[i])) {
             w->counts[seen[i]] = 0;
         }

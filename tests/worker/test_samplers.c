@@ -206,6 +206,31 @@ static void the_temperature_follows_the_entropy(void **state)
     assert_int_equal(comes(&s, logits, 2000), 3);
 }
 
+/* Penalties take the same from a set in which they find tokens by place and from one where they have to look. */
+static void penalties_find_their_tokens(void **state)
+{
+    (void)state;
+    static const double p[] = { 0.1, 0.3, 0.28, 0.22, 0.1 };
+    const int32_t tokens[] = { 1, 2, 1, 3 };
+    float logits[N_PIECES];
+    struct err err;
+    struct sampler s = plain();
+    s.temp = 0;
+    s.presence_penalty = 0.2f;
+    s.frequency_penalty = 0.3f; /* 1: .3 e^-.8 = .135, 2: .28 e^-.5 = .170, 3: .22 e^-.5 = .133 */
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < N_PIECES; i++) {
+            logits[i] = i < 5 ? (float)log(p[i]) : -30;
+        }
+        logits[0] = round ? -INFINITY : logits[0]; /* places shift */
+        assert_ok(sampler_choose(work, &s, logits, tokens, 4, NULL, &choice, &err), err);
+        assert_int_equal(choice.token, 2);
+        logits[2] = -INFINITY; /* and one of the window is not there */
+        assert_ok(sampler_choose(work, &s, logits, tokens, 4, NULL, &choice, &err), err);
+        assert_int_equal(choice.token, 1);
+    }
+}
+
 static void refused_tokens_do_not_come(void **state)
 {
     (void)state;
@@ -249,10 +274,17 @@ static double less(const struct dry *d, const char *text, char letter)
         set[i] = (struct candidate){ .logit = 0, .id = i };
     }
     dry_apply(d, &letters, tokens, n, &c, lengths, N_PIECES, matches, 64);
+    double found = -(double)set[id].logit;
+    for (int i = 0; i < N_PIECES;
+         i++) { /* the same in another order, where each has to be looked for */
+        set[i] = (struct candidate){ .logit = 0, .id = N_PIECES - 1 - i };
+    }
+    dry_apply(d, &letters, tokens, n, &c, lengths, N_PIECES, matches, 64);
+    assert_float_equal(-(double)set[N_PIECES - 1 - id].logit, found, 0);
     for (int i = 0; i < N_PIECES; i++) {
         assert_int_equal(lengths[i], 0);
     }
-    return -(double)set[id].logit;
+    return found;
 }
 
 static void dry_grows_with_the_repetition(void **state)
@@ -467,6 +499,7 @@ int main(void)
         cmocka_unit_test(the_order_changes_what_is_left),
         cmocka_unit_test(xtc_acts_as_often_as_asked),
         cmocka_unit_test(the_temperature_follows_the_entropy),
+        cmocka_unit_test(penalties_find_their_tokens),
         cmocka_unit_test(refused_tokens_do_not_come),
         cmocka_unit_test(dry_grows_with_the_repetition),
         cmocka_unit_test(mirostat_two_cuts_at_mu),

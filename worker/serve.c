@@ -45,7 +45,8 @@ struct serve {
     uint32_t n_finished;
     struct out_message outbox[SERVE_OUTBOX_MAX]; /* a ring */
     uint32_t out_first, n_out;
-    uint32_t epoch; /* the broker's, 0 before Welcome */
+    uint32_t epoch;   /* the broker's, 0 before Welcome */
+    uint64_t n_heard; /* messages from the broker */
     bool broker_new, stop;
 };
 
@@ -683,6 +684,7 @@ static bool drain_link(struct serve *s)
             log_warn("from the broker: %s", err.text);
             continue;
         }
+        s->n_heard++;
         on_message(s, e);
     }
     return false;
@@ -909,7 +911,10 @@ int serve_turn(struct serve *s, int timeout_ms, struct err *err)
     collect_all(s);
     outbox_flush(s);
     /* Sending may have swallowed the descriptor's edge: what has come since is looked for before sleeping. */
+    uint64_t n_heard = s->n_heard;
     drained = drained && drain_link(s);
+    drained = drained &&
+              n_heard == s->n_heard; /* what has just come is acted on by a turn, not by sleeping */
     outbox_flush(s);
     int most = !drained || s->broker_new || has_work(s) || s->n_out > 0 ? 0
                : reading                                                ? SERVE_READING_MS

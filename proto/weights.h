@@ -16,13 +16,20 @@
 #pragma once
 
 #include <assert.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "proto/dtype.h"
 #include "proto/err.h"
+
+/* Kernels are compiled as C++, which has no _Atomic; they read tensors, never a header. */
+#ifdef __cplusplus
+#define WEIGHTS_ATOMIC volatile
+#else
+#include <stdatomic.h>
+#define WEIGHTS_ATOMIC _Atomic
+#endif
 
 #define WEIGHTS_MAGIC    0x3157485448524548ull /* "HERTHHW1" as bytes */
 #define WEIGHTS_VERSION  1
@@ -75,7 +82,7 @@ struct weights_header {
     uint64_t digest;       /* of the file's header and tensor table: which model this is */
     uint32_t file_version; /* 2 or 3 */
     uint32_t reserved;
-    _Atomic uint64_t watermark; /* bytes of data complete; data_bytes when done */
+    WEIGHTS_ATOMIC uint64_t watermark; /* bytes of data complete; data_bytes when done */
 };
 
 struct weights_tensor_row {

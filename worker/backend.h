@@ -335,7 +335,8 @@ struct backend_ops {
     /* Is there a kernel for this matrix, for these KV types? Else ERR_UNSUPPORTED naming them. Bind time only. */
     int (*check_matrix)(struct backend *, const struct matrix *, struct err *);
     int (*check_kv)(struct backend *, enum dtype k_type, enum dtype v_type, struct err *);
-    /* Puts a tensor where ops can read it and fills m; a CPU points into the mapping. f32 vectors too. */
+    /* Names a place where ops will find the tensor and fills m; a CPU points into the mapping. f32 vectors too. The data may
+     * not be there yet. */
     int (*import)(struct backend *, const struct weights_tensor *, struct matrix *, struct err *);
     int (*reserve)(struct backend *, const struct backend_limits *, struct err *);
     void *(*alloc)(struct backend *, size_t size_bytes, struct err *); /* zeroed, 64-byte aligned */
@@ -345,6 +346,13 @@ struct backend_ops {
     /* Device memory to host; a CPU copies. */
     int (*download)(struct backend *, void *host, const void *device, size_t size_bytes,
                     struct err *);
+    /* Each of these may be NULL, as on a CPU. arrived: the segment holds its first data_end bytes of data, so tensors imported
+     * before may be fetched. release: the model is gone, and what was imported from these size_bytes with it. share: the caller's memory that pages and states stand in, told before a step uses
+     * it. finish: waits until all that ops were asked for is done, so that the host may touch that memory. */
+    int (*arrived)(struct backend *, uint64_t data_end, struct err *);
+    void (*release)(struct backend *, const uint8_t *base, size_t size_bytes);
+    int (*share)(struct backend *, void *memory, size_t size_bytes, struct err *);
+    int (*finish)(struct backend *, struct err *);
     void (*close)(struct backend *);
 };
 
@@ -360,10 +368,11 @@ struct backend_options {
     uint32_t n_threads; /* CPU compute threads; 0: all cores the process may use */
 };
 
-/* What "auto" means: the best backend of this build. */
+/* What "auto" means: the best backend of this build that this machine can open; one line in the log when a better
+ * one was passed over. */
 const char *backend_best(void);
 
-/* Opens "cpu" (or a name that this build has). The owner is the loop thread.
+/* Opens "cpu" (or a name that this build has: "cuda:0"). The owner is the loop thread.
  * Errors: ERR_UNSUPPORTED for a name that is not in the table, ERR_NO_MEMORY, ERR_BAD_INPUT for HEARTH_ISA. */
 struct backend *backend_open(const char *name, const struct backend_options *options,
                              struct err *err);

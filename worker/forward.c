@@ -310,7 +310,13 @@ static int admit(struct pass *p)
 static int wait_for(struct pass *p, uint64_t data_end)
 {
     const struct model_wait *wait = &p->m->wait;
-    return wait->wait && !p->f->all_ready ? wait->wait(wait->arg, data_end, p->err) : 0;
+    if (p->f->all_ready) {
+        return 0;
+    }
+    if (wait->wait && wait->wait(wait->arg, data_end, p->err) < 0) {
+        return -1;
+    }
+    return p->ops->arrived ? p->ops->arrived(p->b, data_end, p->err) : 0;
 }
 
 static int make_rope_tables(struct pass *p)
@@ -642,6 +648,9 @@ int forward_step(struct forward *f, struct kvcache *kv, const struct forward_bat
     if (logits && !f->m->output.data) {
         return err_set(err, ERR_UNSUPPORTED, "%s gives embeddings, no logits", f->m->arch->name);
     }
+    if (p.ops->share && p.ops->share(p.b, kv->header, kv->header->total_bytes, err) < 0) {
+        return -1;
+    }
     if (admit(&p) < 0 || make_rope_tables(&p) < 0 || embed(&p) < 0) {
         return -1;
     }
@@ -658,6 +667,9 @@ int forward_step(struct forward *f, struct kvcache *kv, const struct forward_bat
     }
     if ((logits && put_out(&p, FORWARD_LOGITS, f->m->output.m, f->logits, logits) < 0) ||
         (embeddings && put_out(&p, FORWARD_EMBED, f->m->dim, f->out, embeddings) < 0)) {
+        return -1;
+    }
+    if (p.ops->finish && p.ops->finish(p.b, err) < 0) {
         return -1;
     }
     f->all_ready = f->all_ready || logits || embeddings;

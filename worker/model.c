@@ -185,7 +185,7 @@ static int lay_out_kv(struct bind *b)
         return err_set(b->err, ERR_NO_MEMORY, "kv layout");
     }
     hash = mix(mix(mix(hash, kv->k_type), kv->v_type), b->w->header->digest);
-    hash = mix(mix(hash, b->backend->exact), (uint64_t)b->backend->name[0]);
+    hash = mix(mix(hash, b->backend->exact), (uint64_t)b->backend->name[1] /* cPu, cUda */);
     hash = mix(hash,
                m->ropes[0].freq ? (uint64_t)(m->ropes[0].freq[m->ropes[0].n_pairs - 1] * 1e18) : 0);
     for (uint32_t i = 0; i < m->n_layers; i++) {
@@ -262,6 +262,7 @@ struct model *model_bind(const struct weights *w, struct backend *backend,
     }
     struct bind b = { .w = w, .backend = backend, .options = options, .m = m, .err = err };
     m->weights = w;
+    m->backend = backend;
     m->wait = options->wait;
     if (bind_all(&b) < 0) {
         model_destroy(&m);
@@ -275,6 +276,9 @@ void model_destroy(struct model **model)
     struct model *m = *model;
     if (!m) {
         return;
+    }
+    if (m->backend && m->backend->ops->release) {
+        m->backend->ops->release(m->backend, m->weights->base, m->weights->size);
     }
     for (uint32_t i = 0; i < m->n_ropes; i++) {
         free(m->ropes[i].freq);

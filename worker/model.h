@@ -91,6 +91,7 @@ struct model_layer {
 
 struct model {
     const struct weights *weights; /* borrowed */
+    struct backend *backend;       /* borrowed */
     const struct arch *arch;
     uint32_t n_layers, dim, vocab_size, ctx_len, train_ctx_len;
     float norm_eps;

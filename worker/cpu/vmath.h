@@ -7,6 +7,11 @@
 #include <stdint.h>
 #include <string.h>
 
+/* worker/cuda compiles these steps for its device. */
+#ifndef VMATH_INLINE
+#define VMATH_INLINE static inline
+#endif
+
 #define VMATH_EXP_MIN -87.0f /* below: exp is 0 for our purposes; result exactly 0 */
 #define VMATH_EXP_MAX 88.0f
 #define VMATH_LOG2E   1.44269504088896341f
@@ -25,14 +30,14 @@
 #define VMATH_ROUND      12582912.0f /* 1.5 * 2^23 */
 #define VMATH_ROUND_BITS 0x4b400000u
 
-static inline uint32_t vmath_bits(float x)
+VMATH_INLINE uint32_t vmath_bits(float x)
 {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return bits;
 }
 
-static inline float vmath_of_bits(uint32_t bits)
+VMATH_INLINE float vmath_of_bits(uint32_t bits)
 {
     float x;
     memcpy(&x, &bits, sizeof x);
@@ -41,7 +46,7 @@ static inline float vmath_of_bits(uint32_t bits)
 
 /* Relative error below 2e-7; x < VMATH_EXP_MIN gives 0; x above VMATH_EXP_MAX is clamped to it; NaN stays NaN.
  * Without branches, so that loops over it become vector code. */
-static inline float vmath_exp(float x)
+VMATH_INLINE float vmath_exp(float x)
 {
     float c = x > VMATH_EXP_MAX ? VMATH_EXP_MAX : x;
     c = c < VMATH_EXP_MIN ? VMATH_EXP_MIN : c;
@@ -61,13 +66,13 @@ static inline float vmath_exp(float x)
     return x < VMATH_EXP_MIN ? 0.0f : p * power;
 }
 
-static inline float vmath_sigmoid(float x)
+VMATH_INLINE float vmath_sigmoid(float x)
 {
     return 1.0f / (1.0f + vmath_exp(-x));
 }
 
 /* Odd; near zero by the series, so that small arguments keep their relative precision. */
-static inline float vmath_tanh(float x)
+VMATH_INLINE float vmath_tanh(float x)
 {
     float a = fabsf(x), z = a * a;
     float p = -0.053968254f; /* -17/315 */

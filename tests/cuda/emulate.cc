@@ -1,0 +1,290 @@
+/* See emulate.h. One scheduler, one block at a time: each fibre runs until it waits or ends. */
+#include "tests/cuda/emulate.h"
+
+#include <cstdio>
+#include <ucontext.h>
+#include <vector>
+
+#define THREADS_MAX 1024
+#define WARP        32
+#define STACK_BYTES (64u << 10) /* kernels keep their arrays small */
+
+struct emulate_place emulate_place;
+
+enum fibre_state { FIBRE_READY, FIBRE_AT_WARP, FIBRE_AT_BLOCK, FIBRE_DONE };
+
+struct fibre {
+    ucontext_t context;
+    dim3 thread;
+    enum fibre_state state;
+    unsigned parity; /* which half of the warp's words is next */
+};
+
+static struct {
+    struct fibre fibres[THREADS_MAX];
+    uint8_t *stacks;
+    unsigned n, current;
+    unsigned live, at_block;
+    unsigned warp_live[THREADS_MAX / WARP], at_warp[THREADS_MAX / WARP];
+    uint32_t words[THREADS_MAX / WARP][2][WARP][EMULATE_WORDS];
+    ucontext_t scheduler;
+    const std::function<void()> *run;
+    std::vector<uint64_t> shared;
+} e;
+
+[[noreturn]] static void stop(const char *what)
+{
+    fprintf(stderr, "emulation: %s (block %u %u %u, thread %u)\n", what, emulate_place.block.x,
+            emulate_place.block.y, emulate_place.block.z, emulate_place.thread.x);
+    abort();
+}
+
+static void release(enum fibre_state from, unsigned begin, unsigned end)
+{
+    for (unsigned i = begin; i < end && i < e.n; i++) {
+        if (e.fibres[i].state == from) {
+            e.fibres[i].state = FIBRE_READY;
+        }
+    }
+}
+
+/* Lets the warp (the block) go on when all that live have come. */
+static void look_at_warp(unsigned warp)
+{
+    if (e.at_warp[warp] && e.at_warp[warp] == e.warp_live[warp]) {
+        e.at_warp[warp] = 0;
+        release(FIBRE_AT_WARP, warp * WARP, warp * WARP + WARP);
+    }
+}
+
+static void look_at_block()
+{
+    if (e.at_block && e.at_block == e.live) {
+        e.at_block = 0;
+        release(FIBRE_AT_BLOCK, 0, e.n);
+    }
+}
+
+static void sleep_as(enum fibre_state state)
+{
+    struct fibre *f = &e.fibres[e.current];
+    unsigned warp = e.current / WARP;
+    f->state = state;
+    if (state == FIBRE_AT_WARP) {
+        e.at_warp[warp]++;
+        look_at_warp(warp);
+    } else {
+        e.at_block++;
+        look_at_block();
+    }
+    if (f->state != FIBRE_READY) {
+        swapcontext(&f->context, &e.scheduler);
+    }
+}
+
+void __syncthreads()
+{
+    sleep_as(FIBRE_AT_BLOCK);
+}
+
+void __syncwarp()
+{
+    sleep_as(FIBRE_AT_WARP);
+}
+
+unsigned emulate_lane()
+{
+    return e.current % WARP;
+}
+
+const uint32_t (*emulate_share(const uint32_t *words, unsigned n))[EMULATE_WORDS]
+{
+    struct fibre *f = &e.fibres[e.current];
+    uint32_t(*all)[EMULATE_WORDS] = e.words[e.current / WARP][f->parity];
+    memcpy(all[e.current % WARP], words, n * sizeof *words);
+    f->parity ^= 1;
+    sleep_as(FIBRE_AT_WARP);
+    return all;
+}
+
+void emulate_aligned(const void *p, size_t alignment)
+{
+    if ((uintptr_t)p % alignment) {
+        stop("a load that is not aligned");
+    }
+}
+
+void *emulate_shared()
+{
+    return e.shared.data();
+}
+
+static void body()
+{
+    (*e.run)();
+    struct fibre *f = &e.fibres[e.current];
+    unsigned warp = e.current / WARP;
+    f->state = FIBRE_DONE;
+    e.live--;
+    e.warp_live[warp]--;
+    look_at_warp(warp);
+    look_at_block();
+    swapcontext(&f->context, &e.scheduler);
+}
+
+static void start_fibre(unsigned i, dim3 block)
+{
+    struct fibre *f = &e.fibres[i];
+    f->thread = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
+    f->state = FIBRE_READY;
+    f->parity = 0;
+    e.warp_live[i / WARP]++;
+    getcontext(&f->context);
+    f->context.uc_stack.ss_sp = e.stacks + (size_t)i * STACK_BYTES;
+    f->context.uc_stack.ss_size = STACK_BYTES;
+    f->context.uc_link = nullptr;
+    makecontext(&f->context, body, 0);
+}
+
+static void run_block(dim3 block)
+{
+    e.live = e.n;
+    e.at_block = 0;
+    memset(e.warp_live, 0, sizeof e.warp_live);
+    memset(e.at_warp, 0, sizeof e.at_warp);
+    for (unsigned i = 0; i < e.n; i++) {
+        start_fibre(i, block);
+    }
+    while (e.live > 0) {
+        bool moved = false;
+        for (unsigned i = 0; i < e.n; i++) {
+            struct fibre *f = &e.fibres[i];
+            if (f->state == FIBRE_READY) {
+                moved = true;
+                e.current = i;
+                emulate_place.thread = f->thread;
+                swapcontext(&e.scheduler, &f->context);
+            }
+        }
+        if (!moved) {
+            stop("threads wait for each other");
+        }
+    }
+}
+
+void emulate_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
+                    const std::function<void()> &run)
+{
+    e.n = block.x * block.y * block.z;
+    if (e.n == 0 || e.n > THREADS_MAX || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
+        grid.y > 65535 || grid.z > 65535 || shared_bytes > 48u << 10) {
+        stop("a launch that a device refuses");
+    }
+    if (!e.stacks) {
+        e.stacks = (uint8_t *)malloc((size_t)THREADS_MAX * STACK_BYTES);
+    }
+    e.run = &run;
+    e.shared.assign((shared_bytes + 7) / 8, 0xfff8dead00000000u);
+    emulate_place.grid_dim = grid;
+    emulate_place.block_dim = block;
+    for (unsigned z = 0; z < grid.z; z++) {
+        for (unsigned y = 0; y < grid.y; y++) {
+            for (unsigned x = 0; x < grid.x; x++) {
+                emulate_place.block = dim3(x, y, z);
+                run_block(block);
+            }
+        }
+    }
+}
+
+/* ---- the runtime ---- */
+
+const char *cudaGetErrorString(cudaError_t rc)
+{
+    return rc == cudaSuccess ? "no error" : rc == cudaErrorNoDevice ? "no device" : "out of memory";
+}
+
+cudaError_t cudaGetLastError()
+{
+    return cudaSuccess;
+}
+
+/* HEARTH_EMULATED_DEVICES=0: a machine without a GPU. */
+cudaError_t cudaGetDeviceCount(int *n)
+{
+    const char *count = getenv("HEARTH_EMULATED_DEVICES");
+    *n = count ? atoi(count) : 1;
+    return *n > 0 ? cudaSuccess : cudaErrorNoDevice;
+}
+
+cudaError_t cudaSetDevice(int)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
+{
+    *free_bytes = *total = 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **p, size_t size)
+{
+    *p = size < (size_t)1 << 40 ? aligned_alloc(256, (size + 255) / 256 * 256) : nullptr;
+    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+cudaError_t cudaFree(void *p)
+{
+    free(p);
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void **p, size_t size, unsigned)
+{
+    return cudaMalloc(p, size);
+}
+
+cudaError_t cudaFreeHost(void *p)
+{
+    return cudaFree(p);
+}
+
+cudaError_t cudaHostRegister(void *, size_t, unsigned)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostUnregister(void *)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t)
+{
+    memset(p, value, size);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind,
+                            cudaStream_t)
+{
+    memcpy(to, from, size);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreate(cudaStream_t *stream)
+{
+    *stream = nullptr;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t)
+{
+    return cudaSuccess;
+}

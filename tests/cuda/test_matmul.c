@@ -1,0 +1,217 @@
+/* Goal: products and look-ups of every weight type on the emulated device agree with the CPU: prefill to the bit, 1 to 16
+ * columns within rounding and with the same bits among themselves. */
+#include "tests/cuda/twins.h"
+
+#include "proto/rows16.h"
+#include "proto/weights.h"
+
+#define K       1088 /* more than one round of 32 chains, and a rest; big blocks take 1024 of it */
+#define M       21   /* a group of 16 rows and a rest */
+#define COLUMNS 19
+
+static const enum dtype types[] = {
+    DTYPE_F32,     DTYPE_F16,   DTYPE_BF16,   DTYPE_Q4_0,    DTYPE_Q4_1,   DTYPE_Q5_0,
+    DTYPE_Q5_1,    DTYPE_Q8_0,  DTYPE_Q2_K,   DTYPE_Q3_K,    DTYPE_Q4_K,   DTYPE_Q5_K,
+    DTYPE_Q6_K,    DTYPE_IQ1_S, DTYPE_IQ1_M,  DTYPE_IQ2_XXS, DTYPE_IQ2_XS, DTYPE_IQ2_S,
+    DTYPE_IQ3_XXS, DTYPE_IQ3_S, DTYPE_IQ4_NL, DTYPE_IQ4_XS,  DTYPE_TQ1_0,  DTYPE_TQ2_0,
+    DTYPE_MXFP4,   DTYPE_NVFP4, DTYPE_Q1_0,   DTYPE_Q2_0,
+};
+#define N_TYPES (sizeof types / sizeof types[0])
+
+/* One tensor as both backends have it. */
+struct pair {
+    uint8_t *data;
+    size_t size_bytes;
+    struct matrix cpu, cuda;
+};
+
+static void make(struct twins *t, enum dtype dtype, uint32_t k, uint32_t m, uint32_t n, bool laid,
+                 struct pair *p)
+{
+    struct err err;
+    uint64_t row_bytes;
+    k = k / dtype_get(dtype)->block_values * dtype_get(dtype)->block_values;
+    assert_ok(dtype_size(dtype, k, &row_bytes, &err), err);
+    p->size_bytes = row_bytes * m * n;
+    p->data = malloc(p->size_bytes);
+    uint8_t *scratch = malloc(16 * row_bytes);
+    assert_true(p->data && scratch);
+    random_weights(dtype, (uint64_t)k * m * n, p->data, 7 + (uint64_t)dtype);
+    for (uint32_t e = 0; laid && e < n; e++) {
+        rows16_pack_in_place(dtype, p->data + e * m * row_bytes, m, row_bytes, scratch);
+    }
+    free(scratch);
+    const struct weights_tensor tensor = {
+        .name = "w",
+        .dtype = dtype,
+        .layout = laid ? WEIGHTS_LAYOUT_ROWS16 : WEIGHTS_LAYOUT_FILE,
+        .n_dims = 3,
+        .ne = { k, m, n, 1 },
+        .size_bytes = p->size_bytes,
+        .data_end = p->size_bytes,
+        .data = p->data,
+    };
+    assert_ok(t->cpu->ops->import(t->cpu, &tensor, &p->cpu, &err), err);
+    assert_ok(t->cuda->ops->import(t->cuda, &tensor, &p->cuda, &err), err);
+    assert_ok(t->cuda->ops->arrived(t->cuda, tensor.data_end, &err), err);
+    assert_ok(t->cuda->ops->check_matrix(t->cuda, &p->cuda, &err), err);
+}
+
+static void drop(struct twins *t, struct pair *p)
+{
+    t->cuda->ops->release(t->cuda, p->data, p->size_bytes);
+    free(p->data);
+}
+
+static void multiply(struct backend *b, const struct matrix *w, const float *x, uint32_t n,
+                     const float *bias, float *y)
+{
+    struct err err;
+    const struct op_matmul op = { .x = x,
+                                  .x_stride = K,
+                                  .n_rows = n,
+                                  .k = w->k,
+                                  .n_products = 1,
+                                  .products = { { .w = w, .bias = bias, .y = y, .y_stride = M } } };
+    memset(y, 0xff, (size_t)n * M * sizeof *y);
+    assert_ok(b->ops->matmul(b, &op, &err), err);
+}
+
+static void products_agree_with_the_cpu(void **state)
+{
+    struct twins *t = *state;
+    static float want[COLUMNS * M], got[COLUMNS * M], one[M], few[16 * M];
+    float *x = twins_floats(COLUMNS * K, 1, 3), *bias = twins_floats(M, 1, 4);
+    for (size_t i = 0; i < N_TYPES; i++) {
+        struct pair p;
+        const char *name = dtype_get(types[i])->name;
+        make(t, types[i], K, M, 1, i % 2, &p);
+        multiply(t->cpu, &p.cpu, x, COLUMNS, bias, want);
+        multiply(t->cuda, &p.cuda, x, COLUMNS, bias, got);
+        if (types[i] == DTYPE_F32 || types[i] == DTYPE_F16 || types[i] == DTYPE_BF16) {
+            twins_compare(got, want, COLUMNS * M, 1e-5, name);
+        } else if (memcmp(got, want, sizeof got) != 0) {
+            twins_compare(got, want, COLUMNS * M, 0, name);
+            fail_msg("%s: prefill has other bits than the CPU", name);
+        }
+        multiply(t->cuda, &p.cuda, x, 16, bias, few);
+        twins_compare(few, want, (size_t)16 * M, 1e-5, name);
+        for (uint32_t c = 0; c < 16; c += 5) {
+            multiply(t->cuda, &p.cuda, x + (size_t)c * K, 1, bias, one);
+            if (memcmp(one, few + (size_t)c * M, sizeof one) != 0) {
+                twins_compare(one, few + (size_t)c * M, M, 0, name);
+                fail_msg("%s: column %u alone has other bits than among 16", name, c);
+            }
+        }
+        multiply(t->cuda, &p.cuda, x, 7, bias, got);
+        assert_memory_equal(got, few, (size_t)7 * M * sizeof *got);
+        drop(t, &p);
+    }
+    free(x);
+    free(bias);
+}
+
+static void look_ups_agree_with_the_cpu(void **state)
+{
+    struct twins *t = *state;
+    static float want[3 * K], got[3 * K];
+    static const int32_t ids[3] = { M - 1, 0, 16 };
+    struct err err;
+    for (size_t i = 0; i < N_TYPES; i++) {
+        struct pair p;
+        make(t, types[i], K, M, 1, i % 2 == 0, &p);
+        struct op_embed op = { .w = &p.cpu, .ids = ids, .n_rows = 3, .scale = 1.5f, .y = want };
+        assert_ok(t->cpu->ops->embed(t->cpu, &op, &err), err);
+        op.w = &p.cuda;
+        op.y = got;
+        assert_ok(t->cuda->ops->embed(t->cuda, &op, &err), err);
+        twins_compare(got, want, (size_t)3 * p.cpu.k, 0, dtype_get(types[i])->name);
+        drop(t, &p);
+    }
+}
+
+static void experts_agree_with_the_cpu(void **state)
+{
+    struct twins *t = *state;
+    enum { ROWS = 10, SHARE = 2, EXPERTS = 4 };
+    static const enum dtype some[] = { DTYPE_Q4_K, DTYPE_MXFP4, DTYPE_Q8_0, DTYPE_BF16 };
+    static const int32_t experts[ROWS] = { 0, 3, 3, 1, 0, 1, 3, 0, 1, 3 };
+    static float want[ROWS * M], got[ROWS * M];
+    float *x = twins_floats(ROWS / SHARE * K, 1, 5), *bias = twins_floats(EXPERTS * M, 1, 6);
+    float *scale = twins_floats(EXPERTS, 1, 7);
+    struct err err;
+    for (size_t i = 0; i < sizeof some / sizeof some[0]; i++) {
+        struct pair p;
+        make(t, some[i], 512, M, EXPERTS, i % 2, &p);
+        struct op_matmul_experts op = { .w = &p.cpu,
+                                        .bias = bias,
+                                        .scale = scale,
+                                        .experts = experts,
+                                        .x = x,
+                                        .x_stride = K,
+                                        .x_share = SHARE,
+                                        .n_rows = ROWS,
+                                        .y = want,
+                                        .y_stride = M };
+        assert_ok(t->cpu->ops->matmul_experts(t->cpu, &op, &err), err);
+        op.w = &p.cuda;
+        op.y = got;
+        assert_ok(t->cuda->ops->matmul_experts(t->cuda, &op, &err), err);
+        twins_compare(got, want, ROWS * M, 1e-5, dtype_get(some[i])->name);
+        drop(t, &p);
+    }
+    free(x);
+    free(bias);
+    free(scale);
+}
+
+static void infinities_reach_the_result(void **state)
+{
+    struct twins *t = *state;
+    static float y[COLUMNS * M];
+    float *x = twins_floats(COLUMNS * K, 1, 3);
+    struct pair p;
+    make(t, DTYPE_Q4_K, K, M, 1, false, &p);
+    x[40] = INFINITY;
+    x[K + 70] = NAN;
+    for (uint32_t n = 2; n <= COLUMNS; n += COLUMNS - 2) {
+        multiply(t->cuda, &p.cuda, x, n, NULL, y);
+        assert_true(isnan(y[0]) && isnan(y[M]));
+    }
+    multiply(t->cuda, &p.cuda, x, 1, NULL, y);
+    assert_true(isnan(y[0]));
+    drop(t, &p);
+    free(x);
+}
+
+static void what_has_no_kernel_is_refused(void **state)
+{
+    struct twins *t = *state;
+    struct err err;
+    struct matrix w = { .name = "blk.0.w", .dtype = DTYPE_Q8_K };
+    assert_int_equal(t->cuda->ops->check_matrix(t->cuda, &w, &err), -1);
+    assert_int_equal(err.code, ERR_UNSUPPORTED);
+    const struct backend_options exact = { .exact = true };
+    assert_null(cuda_open("cuda:0", &exact, &err));
+    assert_int_equal(err.code, ERR_UNSUPPORTED);
+    const struct backend_options options = { .n_threads = 1 };
+    assert_null(cuda_open("cuda:7", &options, &err));
+    assert_int_equal(err.code, ERR_NOT_FOUND);
+    setenv("HEARTH_EMULATED_DEVICES", "0", 1);
+    assert_false(cuda_available(&err));
+    assert_null(cuda_open("cuda:0", &options, &err));
+    assert_int_equal(err.code, ERR_NOT_FOUND);
+    unsetenv("HEARTH_EMULATED_DEVICES");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(look_ups_agree_with_the_cpu),
+        cmocka_unit_test(products_agree_with_the_cpu),
+        cmocka_unit_test(experts_agree_with_the_cpu),
+        cmocka_unit_test(infinities_reach_the_result),
+        cmocka_unit_test(what_has_no_kernel_is_refused),
+    };
+    return cmocka_run_group_tests(tests, twins_open, twins_close);
+}

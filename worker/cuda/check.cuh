@@ -1,0 +1,61 @@
+/* What every .cu file begins with: the contract's headers as C, launches and calls of the runtime as errors of ours.
+ * tests/cuda compiles the same sources with emulate.h put before them instead of the runtime. */
+#pragma once
+
+#if !defined(HEARTH_EMULATED)
+#include <cuda_runtime.h>
+#endif
+
+/* In C++ a function hides the constructor of a struct of its name (quant_info): legal, and meant. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wshadow"
+extern "C" {
+#include "proto/dtype.h"
+#include "proto/err.h"
+#include "worker/backend.h"
+#include "worker/cuda/cuda.h"
+#include "worker/quant.h"
+}
+#pragma GCC diagnostic pop
+
+/* kernel<<<...>>>(...), or the emulation's loop over blocks. */
+#if !defined(HEARTH_EMULATED)
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                     \
+    kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+/* Shared memory whose size the launch says. */
+#define DYNAMIC_SHARED(type, name)                                                                 \
+    extern __shared__ __align__(16) unsigned char dynamic_shared[];                                \
+    type *name = (type *)dynamic_shared
+#else
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                     \
+    emulate_launch(grid, block, shared_bytes, stream, [=] { kernel(__VA_ARGS__); })
+#define DYNAMIC_SHARED(type, name) type *name = (type *)emulate_shared()
+#endif
+
+/* 0, or -1 with the runtime's words behind ours. */
+static inline int cuda_check(cudaError_t rc, const char *what, struct err *err)
+{
+    if (rc == cudaSuccess) {
+        return 0;
+    }
+    return err_set(err, rc == cudaErrorMemoryAllocation ? ERR_NO_MEMORY : ERR_FAILED,
+                   "cuda: %s: %s", what, cudaGetErrorString(rc));
+}
+
+/* What the launches since the last check have to say; waits for nothing. */
+static inline int cuda_launched(const char *what, struct err *err)
+{
+    return cuda_check(cudaGetLastError(), what, err);
+}
+
+static inline uint64_t round_up(uint64_t n, uint64_t to)
+{
+    return (n + to - 1) / to * to;
+}
+
+static inline unsigned blocks_of(uint64_t n, unsigned size)
+{
+    return (unsigned)((n + size - 1) / size);
+}
+
+#define WARP 32

@@ -1,0 +1,99 @@
+/* What stands between matrix products: activations, residual sums, row copies. Elementwise, bound by reading and writing;
+ * to be fused into the products' ends. The steps are rows.inc's. */
+#include "worker/cuda/vmath.cuh"
+
+#define THREADS     256
+#define GELU_SCALE  0.7978845608f /* sqrt(2 / pi) */
+#define GELU_CUBE   0.044715f
+#define CLAMP_LIMIT 7.0f /* gpt-oss */
+#define CLAMP_ALPHA 1.702f
+
+static __device__ __forceinline__ float act_one(enum op_act_kind kind, float g, float u)
+{
+    switch (kind) {
+    case OP_ACT_SILU:
+        return g * vmath_sigmoid(g) * u;
+    case OP_ACT_GELU:
+        return 0.5f * g * (1.0f + vmath_tanh(GELU_SCALE * (g + GELU_CUBE * g * g * g))) * u;
+    case OP_ACT_RELU2:
+        return g > 0.0f ? g * g * u : 0.0f;
+    case OP_ACT_SWIGLU_CLAMP:
+        g = g > CLAMP_LIMIT ? CLAMP_LIMIT : g;
+        u = u > CLAMP_LIMIT ? CLAMP_LIMIT : u;
+        u = u < -CLAMP_LIMIT ? -CLAMP_LIMIT : u;
+        return g * vmath_sigmoid(CLAMP_ALPHA * g) * (u + 1.0f);
+    case OP_ACT_SIGMOID:
+        return vmath_sigmoid(g) * u;
+    }
+    return 0.0f;
+}
+
+static __global__ void act_kernel(struct op_act op)
+{
+    uint32_t j = blockIdx.x * THREADS + threadIdx.x, i = blockIdx.y;
+    if (j < op.width) {
+        float g = op.g[(uint64_t)i * op.g_stride + (op.g_width == 1 ? 0 : j)];
+        float u = op.u ? op.u[(uint64_t)i * op.u_stride + j] : 1.0f;
+        op.y[(uint64_t)i * op.y_stride + j] = act_one(op.kind, g, u);
+    }
+}
+
+int cuda_act(struct backend *b, const struct op_act *op, struct err *err)
+{
+    if (op->n_rows == 0) {
+        return 0;
+    }
+    LAUNCH(act_kernel, dim3(blocks_of(op->width, THREADS), op->n_rows), THREADS, 0,
+           cuda_of(b)->stream, *op);
+    return cuda_launched("act", err);
+}
+
+static __global__ void add_kernel(struct op_add op)
+{
+    uint32_t j = blockIdx.x * THREADS + threadIdx.x, i = blockIdx.y;
+    if (j >= op.width) {
+        return;
+    }
+    float y = op.a[(uint64_t)i * op.a_stride + j];
+    if (op.b) {
+        y = y + op.b_scale * op.b[(op.b_rows == 1 ? 0 : (uint64_t)i * op.b_stride) + j];
+    }
+    y = op.y_scale == 1.0f ? y : op.y_scale * y;
+    op.y[(uint64_t)i * op.y_stride + j] = op.softcap > 0.0f
+                                              ? op.softcap * vmath_tanh(y / op.softcap)
+                                              : y;
+}
+
+int cuda_add(struct backend *b, const struct op_add *op, struct err *err)
+{
+    if (op->n_rows == 0) {
+        return 0;
+    }
+    LAUNCH(add_kernel, dim3(blocks_of(op->width, THREADS), op->n_rows), THREADS, 0,
+           cuda_of(b)->stream, *op);
+    return cuda_launched("add", err);
+}
+
+static __global__ void gather_kernel(struct op_gather op, const uint32_t *index)
+{
+    uint32_t j = blockIdx.x * THREADS + threadIdx.x, i = blockIdx.y;
+    if (j < op.width) {
+        op.y[(uint64_t)i * op.y_stride + j] = op.x[(uint64_t)index[i] * op.x_stride + j];
+    }
+}
+
+int cuda_gather(struct backend *b, const struct op_gather *op, struct err *err)
+{
+    struct cuda_backend *c = cuda_of(b);
+    if (op->n_rows == 0) {
+        return 0;
+    }
+    const uint32_t *index = (const uint32_t *)cuda_stage(c, op->index, op->n_rows * sizeof *index,
+                                                         err);
+    if (!index) {
+        return -1;
+    }
+    LAUNCH(gather_kernel, dim3(blocks_of(op->width, THREADS), op->n_rows), THREADS, 0, c->stream,
+           *op, index);
+    return cuda_launched("gather", err);
+}

@@ -1,0 +1,40 @@
+/* RMS and layer norms: a block for each vector. Sums in double as on the CPU, in the tree of reduce.cuh; reads x twice, the
+ * second time from cache. */
+#include "worker/cuda/reduce.cuh"
+
+#define THREADS 128
+
+static __global__ void norm_kernel(struct op_norm op)
+{
+    __shared__ double slots[THREADS / WARP];
+    uint64_t at = (uint64_t)blockIdx.y * op.width, own = op.w_per_group ? at : 0;
+    const float *x = op.x + (uint64_t)blockIdx.x * op.x_stride + at;
+    float *y = op.y + (uint64_t)blockIdx.x * op.y_stride + at;
+    double mean = 0.0, squares = 0.0;
+    if (op.kind == OP_NORM_LAYER) {
+        for (uint32_t j = threadIdx.x; j < op.width; j += THREADS) {
+            mean += (double)x[j];
+        }
+        mean = block_sum(mean, slots) / op.width;
+    }
+    for (uint32_t j = threadIdx.x; j < op.width; j += THREADS) {
+        double d = (double)x[j] - mean;
+        squares += d * d;
+    }
+    squares = block_sum(squares, slots);
+    float scale = (float)(1.0 / sqrt(squares / op.width + (double)op.eps)), shift = (float)mean;
+    for (uint32_t j = threadIdx.x; j < op.width; j += THREADS) {
+        float v = (x[j] - shift) * scale;
+        v = op.w ? v * op.w[own + j] : v;
+        y[j] = op.b ? v + op.b[own + j] : v;
+    }
+}
+
+int cuda_norm(struct backend *b, const struct op_norm *op, struct err *err)
+{
+    if (op->n_rows == 0) {
+        return 0;
+    }
+    LAUNCH(norm_kernel, dim3(op->n_rows, op->n_groups), THREADS, 0, cuda_of(b)->stream, *op);
+    return cuda_launched("norm", err);
+}

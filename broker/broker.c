@@ -174,6 +174,9 @@ static void on_answer(struct broker *b, struct keeper_event *e)
     case KEEPER_SPAWN_TEXT:
         models_on_text(b, e->subject, e->msg.child, e->msg.pid, &err);
         break;
+    case KEEPER_SPAWN_HTTP:
+        gateway_on_spawn(b, e->msg.child, e->msg.pid, &err);
+        break;
     case KEEPER_TAKE_WEIGHTS:
         models_on_weights(b, e->subject, e->other, fd, &err);
         fd = -1;
@@ -233,13 +236,15 @@ static void on_keeper(struct broker *b, struct keeper_event *e)
         recover_row(b, &e->msg);
         break;
     case CHANNEL_NOTE:
-        if (!models_on_note(b, e->msg.child, e->msg.code, e->msg.value, e->msg.text)) {
+        if (!gateway_on_note(b, e->msg.child, e->msg.code, e->msg.text) &&
+            !models_on_note(b, e->msg.child, e->msg.code, e->msg.value, e->msg.text)) {
             log_debug("note %u of child %u, which is nobody's", e->msg.code, e->msg.child);
         }
         break;
     case CHANNEL_DIED:
         if (!workers_on_died(b, e->msg.child, e->msg.status) &&
-            !models_on_died(b, e->msg.child, e->msg.status)) {
+            !models_on_died(b, e->msg.child, e->msg.status) &&
+            !gateway_on_died(b, e->msg.child, e->msg.status)) {
             log_debug("child %u died, which is nobody's", e->msg.child);
         }
         break;
@@ -308,6 +313,7 @@ void broker_act(struct broker *b)
     models_act(b);
     workers_act(b);
     watch_act(b);
+    gateway_act(b);
     route_act(b);
     records_act(b);
     clients_act(b);

@@ -14,6 +14,7 @@
 #include "broker/clients.h"
 #include "broker/config.h"
 #include "broker/evals.h"
+#include "broker/gateway.h"
 #include "broker/keeper_line.h"
 #include "broker/models.h"
 #include "broker/queue.h"
@@ -51,6 +52,7 @@ struct broker {
     struct queue queue;
     struct models models;
     struct workers workers;
+    struct gateway gateway;
     struct texts texts;
     struct evals evals;
     struct records records;

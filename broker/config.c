@@ -226,6 +226,18 @@ static int set_key(struct config *c, const char *key, const char *value, bool *k
     if (strcmp(key, "http") == 0) {
         return take_text(c->http, sizeof c->http, value, err);
     }
+    if (strcmp(key, "http_key") == 0) {
+        if (strlen(value) != CONFIG_KEY_HEX ||
+            strspn(value, "0123456789abcdef") != CONFIG_KEY_HEX) {
+            return err_set(err, ERR_USAGE,
+                           "this is no key's hash; `hearth-http --new-key` makes both");
+        }
+        if (c->n_http_keys == CONFIG_KEYS_MAX) {
+            return err_set(err, ERR_USAGE, "more than %d keys", CONFIG_KEYS_MAX);
+        }
+        strcpy(c->http_keys[c->n_http_keys++], value);
+        return 0;
+    }
     *known = false;
     return err_set(err, ERR_USAGE, "key %s is not known", key);
 }

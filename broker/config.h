@@ -12,6 +12,8 @@
 #define CONFIG_DIRS_MAX    16   /* model directories */
 #define CONFIG_ALIASES_MAX 128  /* [alias NAME] sections */
 #define CONFIG_PATH_BYTES  4096 /* PATH_MAX */
+#define CONFIG_KEYS_MAX    16   /* API keys: their hashes fit the gateway's arguments */
+#define CONFIG_KEY_HEX     64   /* digits of one hash */
 #define CONFIG_WORD_BYTES  64   /* device, KV type, address */
 
 /* What an alias says beyond the file it names. The `has` bits tell which sampling fields were given. */
@@ -60,6 +62,8 @@ struct config {
     uint32_t min_residency_s; /* a model that was wanted stays at least so long */
     uint32_t swap_wait_max_s; /* who waits longer gets the room of a model at work */
     char http[CONFIG_WORD_BYTES];
+    char http_keys[CONFIG_KEYS_MAX][CONFIG_KEY_HEX + 1]; /* hashes of the gateway's keys */
+    uint32_t n_http_keys;
     struct config_alias *aliases; /* owned */
     uint32_t n_aliases;
 };

@@ -18,6 +18,7 @@ enum keeper_what {
     KEEPER_SPAWN_WORKER, /* subject: index of the worker */
     KEEPER_SPAWN_LOADER, /* subject: the model's number */
     KEEPER_SPAWN_TEXT,
+    KEEPER_SPAWN_HTTP,
     KEEPER_CREATE_WEIGHTS,
     KEEPER_TAKE_WEIGHTS,
     KEEPER_CREATE_STATE,

@@ -210,6 +210,9 @@ void recover_end(struct broker *b)
     }
     recover_segments(b);
     for (uint32_t i = 0; i < list.n_children; i++) {
+        if (list.children[i].role == HERITAGE_HTTP) {
+            gateway_adopt(b, list.children[i].child, list.children[i].pid, list.children[i].tag);
+        }
         if (list.children[i].role == HERITAGE_LOADER || list.children[i].role == HERITAGE_TEXT) {
             models_adopt_child(b, list.children[i].role, list.children[i].child,
                                list.children[i].pid, list.children[i].token, list.children[i].tag);

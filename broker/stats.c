@@ -56,6 +56,11 @@ static void add_processes(struct broker *b, Hearth__Status *s)
         add_process(b, s, "worker", (uint32_t)w->pid, worker_state_name(w->state), w->restarts,
                     w->born_ms, NULL, NULL);
     }
+    if (gateway_wanted(b) || b->gateway.child) {
+        const struct gateway *g = &b->gateway;
+        add_process(b, s, "http", (uint32_t)g->pid, gateway_state_name(g),
+                    g->births > 0 ? g->births - 1 : 0, g->born_ms, NULL, NULL);
+    }
     for (uint32_t i = 0; i < b->models.n; i++) {
         const struct model *m = b->models.list[i];
         if (m->loader) {

@@ -389,6 +389,18 @@ void hearth_close(struct hearth **hp)
     *hp = NULL;
 }
 
+int hearth_check(struct hearth *h, struct hearth_error *error)
+{
+    struct err err = { 0 };
+    do {
+        if (connection_turn(h, h->state == CONNECTION_UP ? 0 : TURN_MS, &err) < 0) {
+            connection_error(error, &err);
+            return -1;
+        }
+    } while (h->state != CONNECTION_UP);
+    return 0;
+}
+
 void hearth_interrupt_fd(struct hearth *h, int fd)
 {
     h->interrupt_fd = fd;

@@ -40,6 +40,9 @@ void hearth_close(struct hearth **h);
  * code "interrupted". -1: none. Borrowed; not read. */
 void hearth_interrupt_fd(struct hearth *h, int fd);
 
+/* Looks after a connection that was idle: comes back to a new broker, waiting as hearth_open does. -1: there is no way back. */
+int hearth_check(struct hearth *h, struct hearth_error *error);
+
 /* The runtime directory in use. */
 const char *hearth_run(const struct hearth *h);
 

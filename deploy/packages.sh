@@ -12,6 +12,7 @@ packages=(
     libjson-c-dev          # JSON
     libedit-dev            # hearth chat
     libinih-dev            # configuration
+    libmicrohttpd-dev      # the HTTP gateway
     libcmocka-dev python3  # tests
 )
 

@@ -38,6 +38,8 @@ class House:
         args = [os.path.join(BIN, "hearth"), "serve"]
         for directory in self.models:
             args += ["--models", directory]
+        if "--http" not in self.options:
+            args += ["--http", "off"]  # many houses stand side by side
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(args + self.options, env=self.env, stderr=log, stdout=log,
                                             stdin=subprocess.DEVNULL)

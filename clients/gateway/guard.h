@@ -1,0 +1,34 @@
+/* Who may ask: API keys, the Host header on loopback (DNS rebinding), and the origin of a browser's page. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/err.h"
+
+#define GUARD_KEYS_MAX   16
+#define GUARD_HASH_BYTES 32  /* BLAKE2b-256 of the key */
+#define GUARD_KEY_BYTES  256 /* longest key that is looked at */
+
+struct guard {
+    bool loopback; /* the listener is */
+    uint8_t hashes[GUARD_KEYS_MAX][GUARD_HASH_BYTES];
+    size_t n_keys;
+};
+
+struct problem;
+
+/* A hash in hex. ERR_USAGE. */
+int guard_add(struct guard *g, const char *hex, struct err *err);
+
+/* A new random key ("hearth-" and 43 characters) and its hash in hex. */
+void guard_new_key(char key[64], char hex[2 * GUARD_HASH_BYTES + 1]);
+
+/* The headers as they came, NULL where absent. 0, or -1 with a problem (401 or 403). */
+int guard_host(const struct guard *g, const char *host, const char *origin, struct problem *p);
+int guard_key(const struct guard *g, const char *authorization, const char *x_api_key,
+              struct problem *p);
+
+/* A page of this machine: "http://localhost:3000". */
+bool guard_local_origin(const char *origin);

@@ -1,0 +1,145 @@
+/* hearth-http: the HTTP door, a client like any other. A child of the keeper, started by the broker where `http` names an
+ * address; by hand it serves whichever hearth runs. */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <sodium.h>
+
+#include "clients/gateway/listen.h"
+#include "clients/gateway/metrics.h"
+#include "clients/gateway/models.h"
+#include "clients/gateway/openai.h"
+#include "clients/gateway/server.h"
+#include "clients/gateway/texts.h"
+#include "clients/options.h"
+#include "proto/channel.h"
+#include "proto/heritage.h"
+#include "proto/log.h"
+
+static const struct program program = {
+    "http",
+    "[OPTIONS]",
+    "Serves the OpenAI API over HTTP for a running hearth.",
+    "`hearth serve` starts it by itself (key http of the configuration). Beyond this machine it "
+    "wants "
+    "an API key:\n"
+    "--new-key prints one, and the line for the configuration.",
+};
+
+static void hello(struct exchange *x, struct hearth *h)
+{
+    (void)h;
+    struct json *o = json_new_object();
+    json_set(o, "hearth", json_new_str(HEARTH_VERSION, strlen(HEARTH_VERSION)));
+    exchange_reply_json(x, 200, o);
+}
+
+static const struct route routes[] = {
+    { "POST", "chat/completions", openai_chat, false, false },
+    { "POST", "completions", openai_completions, false, false },
+    { "POST", "embeddings", openai_embeddings, false, false },
+    { "GET", "models", models_list, true, false },
+    { "GET", "models/", models_one, true, false },
+    { "POST", "models/load", models_load, false, false },
+    { "POST", "models/unload", models_unload, false, false },
+    { "POST", "tokenize", texts_tokenize, false, false },
+    { "POST", "detokenize", texts_detokenize, false, false },
+    { "POST", "apply-template", texts_apply_template, false, false },
+    { "GET", "health", metrics_health, true, true },
+    { "GET", "metrics", metrics_page, true, false },
+    { "GET", "", hello, true, true },
+};
+
+/* A word to the broker, by the keeper. */
+static void note(int channel_fd, enum channel_note code, uint64_t value, const char *text)
+{
+    struct channel_msg msg = { .op = CHANNEL_NOTE, .code = code, .value = value };
+    struct err ignored;
+    if (channel_fd >= 0) {
+        snprintf(msg.text, sizeof msg.text, "%s", text);
+        channel_send(channel_fd, &msg, NULL, 0, &ignored);
+    }
+}
+
+static int print_new_key(void)
+{
+    char key[64], hex[2 * GUARD_HASH_BYTES + 1];
+    guard_new_key(key, hex);
+    printf("key for clients:         %s\nfor [hearth] in the\nconfiguration file:      http_key = "
+           "%s\n",
+           key, hex);
+    return 0;
+}
+
+static int serve(const char *address, const struct option_list *hashes, struct err *err)
+{
+    static struct heritage heritage;
+    static struct guard guard;
+    struct listen listen = { .fd = -1 };
+    struct err none;
+    int channel_fd = heritage_read(&heritage, &none) == 0 ? HERITAGE_CHANNEL_FD : -1;
+    int result = 0;
+    for (int i = 0; i < hashes->n && result == 0; i++) {
+        result = guard_add(&guard, hashes->items[i], err);
+    }
+    if (result == 0) {
+        result = listen_open(&listen, address, err);
+    }
+    guard.loopback = listen.loopback;
+    if (result == 0 && !listen.loopback && guard.n_keys == 0) {
+        result = err_set(err, ERR_REFUSED,
+                         "%s is beyond this machine and there is no API key (http_key); not served",
+                         address);
+    }
+    if (result < 0) {
+        note(channel_fd, CHANNEL_NOTE_FAILED, (uint64_t)err->code, err->text);
+        listen_close(&listen);
+        return -1;
+    }
+    log_info("listens at http://%s%s", listen.where, guard.n_keys ? ", with keys" : "");
+    note(channel_fd, CHANNEL_NOTE_LOADED, (uint64_t)listen.port, "");
+    return server_run(&(struct server_options){ .listen_fd = listen.fd,
+                                                .channel_fd = channel_fd,
+                                                .run = channel_fd >= 0 ? heritage.run : NULL,
+                                                .routes = routes,
+                                                .n_routes = sizeof routes / sizeof routes[0],
+                                                .guard = &guard },
+                      err);
+}
+
+int main(int argc, char **argv)
+{
+    static struct option_list hashes;
+    const char *address = "127.0.0.1:4327";
+    bool new_key = false;
+    struct err err = { 0 };
+    const struct option table[] = {
+        { "listen", 0, OPTION_STRING, &address, "HOST:PORT", "where to listen; port 0: any", NULL },
+        { "key-hash", 0, OPTION_STRINGS, &hashes, "HEX", "the hash of a key that may ask", NULL },
+        { "new-key", 0, OPTION_FLAG, &new_key, NULL, "print a new key and its hash", NULL },
+        { 0 },
+    };
+    options_parse(&program, table, argc, argv);
+    log_init("http");
+    if (sodium_init() < 0) {
+        log_error("libsodium does not start");
+        return 1;
+    }
+    if (new_key) {
+        return print_new_key();
+    }
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGHUP);  /* the broker's affair */
+    sigaddset(&signals, SIGPIPE); /* a broken line is an error of its call */
+    sigprocmask(SIG_BLOCK, &signals, NULL);
+    if (serve(address, &hashes, &err) < 0) {
+        log_warn("%s", err.text);
+        return err_exit_code(err.code);
+    }
+    return 0;
+}

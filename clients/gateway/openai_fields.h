@@ -1,0 +1,28 @@
+/* What a chat or completion request asks for: its fields read, checked and turned into libhearth's question. */
+#pragma once
+
+#include <stdbool.h>
+
+#include "clients/gateway/generate.h"
+#include "proto/json.h"
+#include "proto/limits.h"
+
+struct openai_request {
+    struct json *body;    /* owned; what follows borrows from it */
+    struct json *context; /* owned: the template's, of a chat */
+    int32_t *ids;         /* owned: a prompt of tokens */
+    bool chat, stream, include_usage;
+    bool logprobs;
+    const char *model; /* as asked for; NULL: the default */
+    struct generation generation;
+    const char *stops[LIMIT_STOP_STRINGS];
+    size_t stop_lens[LIMIT_STOP_STRINGS];
+    struct hearth_bias biases[LIMIT_LOGIT_BIASES];
+};
+
+/* Reads the exchange's body. -1 with a problem. */
+int openai_request_read(struct openai_request *r, struct exchange *x, bool chat, struct problem *p);
+void openai_request_clear(struct openai_request *r);
+
+/* The template's context of "messages", "tools" and their like, owned; NULL with a problem. Also for /apply-template. */
+struct json *openai_context(const struct json *body, struct problem *p);

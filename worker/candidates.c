@@ -64,11 +64,12 @@ void candidates_first(struct candidates *c, uint32_t k)
 {
     /* sorted is a heap with the least likely on top, so most candidates cost one comparison. */
     struct candidate *out = c->sorted;
-    memcpy(out, c->set, k * sizeof *out);
+    const struct candidate *set = c->set;
+    memcpy(out, set, k * sizeof *out);
     heapify(out, k, less_likely);
-    for (uint32_t i = k; i < c->n; i++) {
-        if (likelier(&c->set[i], &out[0])) {
-            out[0] = c->set[i];
+    for (uint32_t i = k, n = c->n; i < n; i++) {
+        if (likelier(&set[i], &out[0])) {
+            out[0] = set[i];
             sift(out, k, 0, less_likely);
         }
     }
@@ -89,9 +90,10 @@ static void keep_sorted(struct candidates *c, uint32_t n)
 
 double candidates_max(const struct candidates *c)
 {
-    float best = c->set[0].logit;
-    for (uint32_t i = 1; i < c->n; i++) {
-        best = c->set[i].logit > best ? c->set[i].logit : best;
+    const struct candidate *set = c->set;
+    float best = set[0].logit;
+    for (uint32_t i = 1, n = c->n; i < n; i++) {
+        best = set[i].logit > best ? set[i].logit : best;
     }
     return (double)best;
 }

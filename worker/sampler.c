@@ -132,15 +132,17 @@ static void adjust(struct sampler_work *w, const struct sampler *s, const float 
 /* All ids that may be chosen, in order of id. */
 static void collect(struct sampler_work *w)
 {
-    struct candidates *c = &w->c;
+    struct candidate *set = w->c.set;
+    const float *logits = w->logits;
     uint32_t n_ids = w->pieces->n > 0 && w->pieces->n < w->n_vocab ? w->pieces->n : w->n_vocab;
-    c->n = 0;
-    c->scale = 1;
+    uint32_t n = 0;
     for (uint32_t id = 0; id < n_ids; id++) {
-        if (w->logits[id] > -INFINITY) { /* false for NaN */
-            c->set[c->n++] = (struct candidate){ .logit = w->logits[id], .id = (int32_t)id };
+        if (logits[id] > -INFINITY) { /* false for NaN */
+            set[n++] = (struct candidate){ .logit = logits[id], .id = (int32_t)id };
         }
     }
+    w->c.n = n;
+    w->c.scale = 1;
 }
 
 /* ---- the steps ---- */

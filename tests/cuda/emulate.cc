@@ -2,7 +2,7 @@
 #include "tests/cuda/emulate.h"
 
 #include <cstdio>
-#include <ucontext.h>
+#include <ucontext.h> /* where there is no switch of our own */
 #include <vector>
 
 #define THREADS_MAX 1024
@@ -11,10 +11,73 @@
 
 struct emulate_place emulate_place;
 
+/* ---- fibres ---- */
+
+#if defined(__x86_64__)
+/* Registers that a call keeps, then the stack: swapcontext would ask the kernel about signals every time. */
+struct context {
+    void *stack;
+};
+
+extern "C" void emulate_switch(void **save, void *load);
+asm(".text\n"
+    ".globl emulate_switch\n"
+    ".type emulate_switch, @function\n"
+    "emulate_switch:\n"
+    "    pushq %rbp\n"
+    "    pushq %rbx\n"
+    "    pushq %r12\n"
+    "    pushq %r13\n"
+    "    pushq %r14\n"
+    "    pushq %r15\n"
+    "    movq %rsp, (%rdi)\n"
+    "    movq %rsi, %rsp\n"
+    "    popq %r15\n"
+    "    popq %r14\n"
+    "    popq %r13\n"
+    "    popq %r12\n"
+    "    popq %rbx\n"
+    "    popq %rbp\n"
+    "    ret\n"
+    ".size emulate_switch, . - emulate_switch\n");
+
+static void context_switch(struct context *from, struct context *to)
+{
+    emulate_switch(&from->stack, to->stack);
+}
+
+static void context_start(struct context *c, uint8_t *stack, void (*entry)())
+{
+    /* From the top: a return address that nobody uses, the entry, six registers. */
+    uint64_t *top = (uint64_t *)(void *)(stack + STACK_BYTES);
+    memset(top - 8, 0, 8 * sizeof *top);
+    top[-2] = (uint64_t)entry;
+    c->stack = top - 8;
+}
+#else
+struct context {
+    ucontext_t u;
+};
+
+static void context_switch(struct context *from, struct context *to)
+{
+    swapcontext(&from->u, &to->u);
+}
+
+static void context_start(struct context *c, uint8_t *stack, void (*entry)())
+{
+    getcontext(&c->u);
+    c->u.uc_stack.ss_sp = stack;
+    c->u.uc_stack.ss_size = STACK_BYTES;
+    c->u.uc_link = nullptr;
+    makecontext(&c->u, entry, 0);
+}
+#endif
+
 enum fibre_state { FIBRE_READY, FIBRE_AT_WARP, FIBRE_AT_BLOCK, FIBRE_DONE };
 
 struct fibre {
-    ucontext_t context;
+    struct context context;
     dim3 thread;
     enum fibre_state state;
     unsigned parity; /* which half of the warp's words is next */
@@ -27,7 +90,7 @@ static struct {
     unsigned live, at_block;
     unsigned warp_live[THREADS_MAX / WARP], at_warp[THREADS_MAX / WARP];
     uint32_t words[THREADS_MAX / WARP][2][WARP][EMULATE_WORDS];
-    ucontext_t scheduler;
+    struct context scheduler;
     const std::function<void()> *run;
     std::vector<uint64_t> shared;
 } e;
@@ -78,7 +141,7 @@ static void sleep_as(enum fibre_state state)
         look_at_block();
     }
     if (f->state != FIBRE_READY) {
-        swapcontext(&f->context, &e.scheduler);
+        context_switch(&f->context, &e.scheduler);
     }
 }
 
@@ -129,7 +192,7 @@ static void body()
     e.warp_live[warp]--;
     look_at_warp(warp);
     look_at_block();
-    swapcontext(&f->context, &e.scheduler);
+    context_switch(&f->context, &e.scheduler);
 }
 
 static void start_fibre(unsigned i, dim3 block)
@@ -139,11 +202,7 @@ static void start_fibre(unsigned i, dim3 block)
     f->state = FIBRE_READY;
     f->parity = 0;
     e.warp_live[i / WARP]++;
-    getcontext(&f->context);
-    f->context.uc_stack.ss_sp = e.stacks + (size_t)i * STACK_BYTES;
-    f->context.uc_stack.ss_size = STACK_BYTES;
-    f->context.uc_link = nullptr;
-    makecontext(&f->context, body, 0);
+    context_start(&f->context, e.stacks + (size_t)i * STACK_BYTES, body);
 }
 
 static void run_block(dim3 block)
@@ -163,7 +222,7 @@ static void run_block(dim3 block)
                 moved = true;
                 e.current = i;
                 emulate_place.thread = f->thread;
-                swapcontext(&e.scheduler, &f->context);
+                context_switch(&e.scheduler, &f->context);
             }
         }
         if (!moved) {
@@ -181,7 +240,7 @@ void emulate_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
         stop("a launch that a device refuses");
     }
     if (!e.stacks) {
-        e.stacks = (uint8_t *)malloc((size_t)THREADS_MAX * STACK_BYTES);
+        e.stacks = (uint8_t *)aligned_alloc(64, (size_t)THREADS_MAX * STACK_BYTES);
     }
     e.run = &run;
     e.shared.assign((shared_bytes + 7) / 8, 0xfff8dead00000000u);

@@ -174,6 +174,12 @@ static int plan_bytes(struct eval *e, struct err *err)
                            e->ids[i], info->n_vocab);
         }
     }
+    if (e->kind == HEARTH__EVAL_KIND__EMBED && strcmp(info->pooling, "rank") == 0) {
+        return err_set(err, ERR_UNSUPPORTED,
+                       "model %s gives a score for a pair of texts (pooling_type 4); it has no "
+                       "embedding of its own",
+                       e->model->file.name);
+    }
     if (e->kind == HEARTH__EVAL_KIND__EMBED) {
         e->kind = pooling_of(info->pooling);
     }

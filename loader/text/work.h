@@ -21,7 +21,7 @@ struct work_voice {
     const struct parse_format *format; /* how this model writes reasoning and calls */
 };
 
-struct work {
+struct work { /* points into itself: never copied */
     struct tokenizer *tokenizer;
     char *bos, *eos;              /* texts of the tokens, for templates; owned */
     struct work_voice own, other; /* the model's, and an alias's that was wanted last */

@@ -258,12 +258,36 @@ static int set_sampling(struct config_sampling *s, const char *key, const char *
         { "repeat_penalty", &s->repeat_penalty, 0.01, 100, CONFIG_REPEAT_PENALTY },
         { "presence_penalty", &s->presence_penalty, -100, 100, CONFIG_PRESENCE_PENALTY },
         { "frequency_penalty", &s->frequency_penalty, -100, 100, CONFIG_FREQUENCY_PENALTY },
+        { "dynatemp_range", &s->dynatemp_range, 0, 100, CONFIG_DYNATEMP_RANGE },
+        { "dynatemp_exponent", &s->dynatemp_exponent, 0, 100, CONFIG_DYNATEMP_EXPONENT },
+        { "top_n_sigma", &s->top_n_sigma, -1, 1000, CONFIG_TOP_N_SIGMA },
+        { "xtc_probability", &s->xtc_probability, 0, 1, CONFIG_XTC_PROBABILITY },
+        { "xtc_threshold", &s->xtc_threshold, 0, 1, CONFIG_XTC_THRESHOLD },
+        { "dry_multiplier", &s->dry_multiplier, 0, 100, CONFIG_DRY_MULTIPLIER },
+        { "dry_base", &s->dry_base, 1, 100, CONFIG_DRY_BASE },
+        { "mirostat_tau", &s->mirostat_tau, 0, 100, CONFIG_MIROSTAT_TAU },
+        { "mirostat_eta", &s->mirostat_eta, 0, 1, CONFIG_MIROSTAT_ETA },
+    }, whole[] = {
+        { "dry_allowed_length", &s->dry_allowed_length, 1, LIMIT_CTX_TOKENS,
+          CONFIG_DRY_ALLOWED_LENGTH },
+        { "dry_penalty_last_n", &s->dry_penalty_last_n, -1, LIMIT_CTX_TOKENS,
+          CONFIG_DRY_PENALTY_LAST_N },
+        { "mirostat", &s->mirostat, 0, 2, CONFIG_MIROSTAT },
     };
     *known = true;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         if (strcmp(key, rows[i].key) == 0) {
             s->has |= rows[i].bit;
             return take_float(rows[i].at, value, rows[i].min, rows[i].max, err);
+        }
+    }
+    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) {
+        if (strcmp(key, whole[i].key) == 0) {
+            s->has |= whole[i].bit;
+            if (strspn(value, "-0123456789") != strlen(value)) {
+                return err_set(err, ERR_USAGE, "%s is not a whole number", value);
+            }
+            return take_float(whole[i].at, value, whole[i].min, whole[i].max, err);
         }
     }
     uint32_t n = 0;

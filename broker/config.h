@@ -20,6 +20,9 @@
 struct config_sampling {
     uint32_t has; /* bit i: field i of the table in config.c */
     float temp, top_p, min_p, typical_p, repeat_penalty, presence_penalty, frequency_penalty;
+    float dynatemp_range, dynatemp_exponent, top_n_sigma, xtc_probability, xtc_threshold,
+        dry_multiplier, dry_base, mirostat_tau, mirostat_eta;
+    float dry_allowed_length, dry_penalty_last_n, mirostat; /* whole numbers */
     int32_t top_k, repeat_last_n;
 };
 enum {
@@ -32,6 +35,18 @@ enum {
     CONFIG_FREQUENCY_PENALTY = 64,
     CONFIG_TOP_K = 128,
     CONFIG_REPEAT_LAST_N = 256,
+    CONFIG_DYNATEMP_RANGE = 1 << 9,
+    CONFIG_DYNATEMP_EXPONENT = 1 << 10,
+    CONFIG_TOP_N_SIGMA = 1 << 11,
+    CONFIG_XTC_PROBABILITY = 1 << 12,
+    CONFIG_XTC_THRESHOLD = 1 << 13,
+    CONFIG_DRY_MULTIPLIER = 1 << 14,
+    CONFIG_DRY_BASE = 1 << 15,
+    CONFIG_DRY_ALLOWED_LENGTH = 1 << 16,
+    CONFIG_DRY_PENALTY_LAST_N = 1 << 17,
+    CONFIG_MIROSTAT = 1 << 18,
+    CONFIG_MIROSTAT_TAU = 1 << 19,
+    CONFIG_MIROSTAT_ETA = 1 << 20,
 };
 
 struct config_alias {

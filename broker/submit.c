@@ -21,14 +21,10 @@
 #name, s && s->has_##name, s ? (double)s->name : 0, &p->name, NULL, min, max, bit,         \
             a ? &a->name : NULL                                                                    \
     }
-/* A number that only a request gives. */
-#define ASKED(name, min, max)                                                                      \
+#define WHOLE(name, min, max, bit)                                                                 \
     {                                                                                              \
-#name, s && s->has_##name, s ? (double)s->name : 0, &p->name, NULL, min, max, 0, NULL      \
-    }
-#define ASKED_INT(name, min, max)                                                                  \
-    {                                                                                              \
-#name, s && s->has_##name, s ? (double)s->name : 0, NULL, &p->name, min, max, 0, NULL      \
+#name, s && s->has_##name, s ? (double)s->name : 0, NULL, &p->name, min, max, bit,         \
+            a ? &a->name : NULL                                                                    \
     }
 
 static int read_numbers(struct journal_params *p, const Hearth__Sampling *s,
@@ -51,17 +47,18 @@ static int read_numbers(struct journal_params *p, const Hearth__Sampling *s,
         FIELD(repeat_penalty, 0.01, 100, CONFIG_REPEAT_PENALTY),
         FIELD(presence_penalty, -100, 100, CONFIG_PRESENCE_PENALTY),
         FIELD(frequency_penalty, -100, 100, CONFIG_FREQUENCY_PENALTY),
-        ASKED(dynatemp_range, 0, 100),
-        ASKED(dynatemp_exponent, 0, 100),
-        ASKED(top_n_sigma, -1, 1000),
-        ASKED(xtc_probability, 0, 1),
-        ASKED(xtc_threshold, 0, 1),
-        ASKED(dry_multiplier, 0, 100),
-        ASKED(dry_base, 1, 100),
-        ASKED_INT(dry_allowed_length, 1, LIMIT_CTX_TOKENS),
-        ASKED_INT(dry_penalty_last_n, -1, LIMIT_CTX_TOKENS),
-        ASKED(mirostat_tau, 0, 100),
-        ASKED(mirostat_eta, 0, 1),
+        FIELD(dynatemp_range, 0, 100, CONFIG_DYNATEMP_RANGE),
+        FIELD(dynatemp_exponent, 0, 100, CONFIG_DYNATEMP_EXPONENT),
+        FIELD(top_n_sigma, -1, 1000, CONFIG_TOP_N_SIGMA),
+        FIELD(xtc_probability, 0, 1, CONFIG_XTC_PROBABILITY),
+        FIELD(xtc_threshold, 0, 1, CONFIG_XTC_THRESHOLD),
+        FIELD(dry_multiplier, 0, 100, CONFIG_DRY_MULTIPLIER),
+        FIELD(dry_base, 1, 100, CONFIG_DRY_BASE),
+        WHOLE(dry_allowed_length, 1, LIMIT_CTX_TOKENS, CONFIG_DRY_ALLOWED_LENGTH),
+        WHOLE(dry_penalty_last_n, -1, LIMIT_CTX_TOKENS, CONFIG_DRY_PENALTY_LAST_N),
+        FIELD(mirostat_tau, 0, 100, CONFIG_MIROSTAT_TAU),
+        FIELD(mirostat_eta, 0, 1, CONFIG_MIROSTAT_ETA),
+        WHOLE(mirostat, 0, 2, CONFIG_MIROSTAT),
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         if (rows[i].given && !(rows[i].value >= rows[i].min && rows[i].value <= rows[i].max)) {
@@ -72,14 +69,12 @@ static int read_numbers(struct journal_params *p, const Hearth__Sampling *s,
             *rows[i].to_int = (int32_t)rows[i].value;
         } else if (rows[i].given) {
             *rows[i].to = (float)rows[i].value;
+        } else if (a && (a->has & rows[i].bit) && rows[i].to_int) {
+            *rows[i].to_int = (int32_t)*rows[i].alias;
         } else if (a && (a->has & rows[i].bit)) {
             *rows[i].to = *rows[i].alias;
         }
     }
-    if (s && s->has_mirostat && s->mirostat > 2) {
-        return err_set(err, ERR_BAD_INPUT, "mirostat is %u; it is 0 (off), 1 or 2", s->mirostat);
-    }
-    p->mirostat = s && s->has_mirostat ? s->mirostat : 0;
     return 0;
 }
 

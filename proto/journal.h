@@ -109,7 +109,7 @@ struct journal_params {
     int32_t dry_allowed_length;
     int32_t dry_penalty_last_n; /* -1: the whole context */
     float mirostat_tau, mirostat_eta;
-    uint32_t mirostat; /* 0: off; version 1 or 2 */
+    int32_t mirostat; /* 0: off; version 1 or 2 */
     uint32_t n_breakers, n_banned;
     uint32_t n_samplers; /* 0: the default order */
     uint8_t samplers[12];

@@ -49,8 +49,7 @@ void sampler_init(struct sampler *s, const struct journal_params *p)
                  .allowed_length = p->dry_allowed_length,
                  .penalty_last_n = p->dry_penalty_last_n },
     };
-    mirostat_init(&s->mirostat, (int)p->mirostat, sane(p->mirostat_tau, 0),
-                  sane(p->mirostat_eta, 0));
+    mirostat_init(&s->mirostat, p->mirostat, sane(p->mirostat_tau, 0), sane(p->mirostat_eta, 0));
     for (uint32_t i = 0; i < p->n_samplers && i < JOURNAL_N_SAMPLERS; i++) {
         if (p->samplers[i] < JOURNAL_N_SAMPLERS) {
             s->order[s->n_order++] = (enum journal_sampler)p->samplers[i];

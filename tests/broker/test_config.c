@@ -57,6 +57,8 @@ static void config_names_the_line_of_a_mistake(void **state)
         { "[hearth]\n\nram_budget = 12Q\n", ":3: ram_budget: 12Q is not a size" },
         { "[models]\na = b\n", ":2: a: section [models] is not known" },
         { "[alias x]\nmodel = y\nmodell = z\n", ":3: modell: key modell is not known in an alias" },
+        { "[alias x]\nmodel = y\nmirostat = 1.5\n", ":3: mirostat: 1.5 is not a whole number" },
+        { "[alias x]\nmodel = y\ndry_base = 0\n", ":3: dry_base: 0 is not a number from 1 to 100" },
         { "[hearth]\njust words\n", ":2: this is neither" },
         { "source = carrier\n", ":1: source: carrier is none of uring, pread, mmap" },
         { "[alias x]\nctx = 5\n", "alias x names no model" },

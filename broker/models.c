@@ -1183,6 +1183,12 @@ static void act_one(struct broker *b, struct model *m)
             broker_alarm(b, b->now_ms);
             return;
         }
+        if (m->bind == BIND_BOUND) {
+            /* The worker told of it before the keeper gave the segment that the last broker left. */
+            model_move(m, MODEL_RESIDENT, "the worker has it");
+            swap_arrived(b, m);
+            break;
+        }
         act_bind(b, m);
         break;
     case MODEL_RESIDENT:

@@ -197,11 +197,21 @@ static void what_has_no_kernel_is_refused(void **state)
     const struct backend_options options = { .n_threads = 1 };
     assert_null(cuda_open("cuda:7", &options, &err));
     assert_int_equal(err.code, ERR_NOT_FOUND);
+}
+
+static void without_a_device_auto_means_the_cpu(void **state)
+{
+    (void)state;
+    struct err err;
+    const struct backend_options options = { .n_threads = 1 };
+    assert_string_equal(backend_best(), "cuda:0");
     setenv("HEARTH_EMULATED_DEVICES", "0", 1);
-    assert_false(cuda_available(&err));
-    assert_null(cuda_open("cuda:0", &options, &err));
+    assert_string_equal(backend_best(), "cpu");
+    assert_null(backend_open("cuda:0", &options, &err));
     assert_int_equal(err.code, ERR_NOT_FOUND);
     unsetenv("HEARTH_EMULATED_DEVICES");
+    assert_null(backend_open("cudas", &options, &err));
+    assert_int_equal(err.code, ERR_UNSUPPORTED);
 }
 
 int main(void)
@@ -212,6 +222,7 @@ int main(void)
         cmocka_unit_test(experts_agree_with_the_cpu),
         cmocka_unit_test(infinities_reach_the_result),
         cmocka_unit_test(what_has_no_kernel_is_refused),
+        cmocka_unit_test(without_a_device_auto_means_the_cpu),
     };
     return cmocka_run_group_tests(tests, twins_open, twins_close);
 }

@@ -207,15 +207,22 @@ static bool step_reasoning(struct parse_stream *s)
 
 /* ---- content and calls ---- */
 
-static bool begins_held(struct parse_stream *s, struct span text)
+/* The first byte decides for some formats whether the whole answer is a call; white space says nothing yet. */
+static enum front {
+    FRONT_PLAIN,
+    FRONT_UNCLEAR,
+    FRONT_HELD
+} front_of(const struct parse_stream *s, struct span text)
 {
     for (size_t i = 0; s->tools && i < sizeof rows / sizeof rows[0]; i++) {
         if (rows[i].parse == s->format->parse) {
             span_take(&text, "");
-            return text.len && strchr(rows[i].first, text.p[0]);
+            return !text.len                          ? FRONT_UNCLEAR
+                   : strchr(rows[i].first, text.p[0]) ? FRONT_HELD
+                                                      : FRONT_PLAIN;
         }
     }
-    return false;
+    return FRONT_PLAIN;
 }
 
 static bool step_content(struct parse_stream *s)
@@ -230,8 +237,9 @@ static bool step_content(struct parse_stream *s)
         markers[2 + i] = format->wrapping[i];
     }
     struct span text = fed(s);
-    if (s->out[PARSE_CONTENT].len == 0 && begins_held(s, text)) {
-        s->phase = STREAM_WAIT;
+    enum front front = s->out[PARSE_CONTENT].len == 0 ? front_of(s, text) : FRONT_PLAIN;
+    if (front != FRONT_PLAIN) {
+        s->phase = front == FRONT_HELD ? STREAM_WAIT : STREAM_CONTENT;
         return false;
     }
     struct hit hit = find_first(text, markers, 2 + FORMAT_MARKERS);

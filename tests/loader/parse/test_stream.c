@@ -75,7 +75,7 @@ static void stream_shows_what_is_known(void **state)
     expect("mistral-nemo", "x[TOOL_CALLS][{\"name\":\"f\",\"arguments\":{\"n\":[1]}}]", false,
            "c:xt:{\"n\":[1]}$");
     expect("llama-3", "Hello {", false, "c:Hello {$");
-    expect("llama-3", "{\"name\":\"f\",\"parameters\":{}}", false, "$t:{}");
+    expect("llama-3", "\n{\"name\":\"f\",\"parameters\":{}}", false, "$t:{}");
     expect("kimi-k2",
            "<think>why<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0"
            "<|tool_call_argument_begin|>{}<|tool_call_end|>",

@@ -409,7 +409,9 @@ static void act_one(struct broker *b, struct request *r, uint64_t unix_ms)
     struct err why = { 0 };
     if (request_ended(r)) {
         uint64_t until = r->ended_ms + kept_ms(b, r);
-        if (b->now_ms >= until && r->admitted) {
+        if (r->acked) {
+            request_free(b, r);
+        } else if (b->now_ms >= until && r->admitted) {
             log_debug("an end that nobody acknowledged expires");
             request_free(b, r);
         } else {

@@ -82,6 +82,28 @@ static void request_runs_to_its_end_and_is_freed(void **state)
     rig_close(&r);
 }
 
+/* The bug this guards against: a client that reads the end in the journal acknowledges it before the worker's word comes; its
+ * slot was then kept for ten minutes, and a client with many requests ran out of slots. */
+static void an_end_acknowledged_before_the_workers_word_is_freed(void **state)
+{
+    (void)state;
+    struct rig r;
+    open_resident(&r);
+    struct request *q = rig_submit(&r, c, 1, "a", 3, 4);
+    rig_turns(&r);
+    struct journal_slot *slot = request_slot(q);
+    commit(&r, q, JOURNAL_TOKEN, JOURNAL_END_NONE);
+    q->acked = true;
+    rig_turns(&r);
+    assert_int_equal(r.b->requests.n, 1); /* it is the worker's still */
+    commit(&r, q, JOURNAL_ENDED, JOURNAL_END_STOP);
+    request_return(r.b, q, "finished");
+    rig_turns(&r);
+    assert_int_equal(r.b->requests.n, 0);
+    assert_int_equal(journal_get_state(slot), JOURNAL_FREE);
+    rig_close(&r);
+}
+
 static void the_same_id_is_the_same_request_or_refused(void **state)
 {
     (void)state;
@@ -276,6 +298,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(only_the_moves_of_the_diagram_are_allowed),
         cmocka_unit_test(request_runs_to_its_end_and_is_freed),
+        cmocka_unit_test(an_end_acknowledged_before_the_workers_word_is_freed),
         cmocka_unit_test(the_same_id_is_the_same_request_or_refused),
         cmocka_unit_test(what_does_not_fit_the_context_is_refused),
         cmocka_unit_test(full_journal_is_busy_and_recovers),

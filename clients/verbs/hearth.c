@@ -30,6 +30,7 @@ static const struct {
     { "inspect", "look into a GGUF file" },
     { "eval", "logits and embeddings of given tokens" },
     { "bench", "measure speed" },
+    { "chaos", "kill its processes and see that nothing is lost" },
     { "synth", "make a model file with random weights" },
 };
 

@@ -87,6 +87,7 @@ static struct {
     struct fibre fibres[THREADS_MAX];
     uint8_t *stacks;
     unsigned n, current;
+    bool backwards; /* every other launch runs its threads from the last: a missing barrier shows */
     unsigned live, at_block;
     unsigned warp_live[THREADS_MAX / WARP], at_warp[THREADS_MAX / WARP];
     uint32_t words[THREADS_MAX / WARP][2][WARP][EMULATE_WORDS];
@@ -216,7 +217,8 @@ static void run_block(dim3 block)
     }
     while (e.live > 0) {
         bool moved = false;
-        for (unsigned i = 0; i < e.n; i++) {
+        for (unsigned at = 0; at < e.n; at++) {
+            unsigned i = e.backwards ? e.n - 1 - at : at;
             struct fibre *f = &e.fibres[i];
             if (f->state == FIBRE_READY) {
                 moved = true;
@@ -243,6 +245,7 @@ void emulate_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
         e.stacks = (uint8_t *)aligned_alloc(64, (size_t)THREADS_MAX * STACK_BYTES);
     }
     e.run = &run;
+    e.backwards = !e.backwards;
     e.shared.assign((shared_bytes + 7) / 8, 0xfff8dead00000000u);
     emulate_place.grid_dim = grid;
     emulate_place.block_dim = block;

@@ -1,7 +1,8 @@
 /* A CUDA device on the host: blocks one after another, the threads of a block as fibres that meet at barriers and
  * shuffles; __shared__ is static, the runtime's calls are malloc and memcpy. Put before each .cu file of worker/cuda
  * (-include), which is then compiled as C++17 by the host's compiler. Catches wrong indices, missing guards, divergent
- * barriers and misaligned loads; says nothing about speed, and little about races, as fibres switch at barriers only. */
+ * barriers and misaligned loads; says nothing about speed, and little about races, as fibres switch at
+ * barriers only (every other launch runs them from last to first). */
 #pragma once
 
 #include <cstddef>

@@ -165,6 +165,45 @@ static void experts_agree_with_the_cpu(void **state)
     free(scale);
 }
 
+/* More rows than were reserved, as an absorbing head's: they come in pieces. */
+static void experts_rows_come_in_pieces(void **state)
+{
+    struct twins *t = *state;
+    enum { ROWS = 200, EXPERTS = 2 };
+    int32_t experts[ROWS];
+    float *x = twins_floats(ROWS * K, 1, 8), *want = calloc(ROWS, 4), *got = calloc(ROWS, 4);
+    struct err err;
+    struct pair p;
+    assert_true(want && got);
+    for (int i = 0; i < ROWS; i++) {
+        experts[i] = i / 3 % EXPERTS;
+    }
+    make(t, DTYPE_Q8_0, K, 1, EXPERTS, false, &p);
+    struct op_matmul_experts op = { .w = &p.cuda,
+                                    .experts = experts,
+                                    .x = x,
+                                    .x_stride = K,
+                                    .x_share = 1,
+                                    .n_rows = ROWS,
+                                    .y = got,
+                                    .y_stride = 1 };
+    assert_ok(t->cuda->ops->matmul_experts(t->cuda, &op, &err), err);
+    op.w = &p.cpu;
+    op.y = want;
+    for (int i = 0; i < ROWS; i += 50) { /* the CPU has no room for all */
+        op.n_rows = 50;
+        op.x = x + (size_t)i * K;
+        op.experts = experts + i;
+        op.y = want + i;
+        assert_ok(t->cpu->ops->matmul_experts(t->cpu, &op, &err), err);
+    }
+    twins_compare(got, want, ROWS, 1e-5, "rows in pieces");
+    drop(t, &p);
+    free(x);
+    free(want);
+    free(got);
+}
+
 static void infinities_reach_the_result(void **state)
 {
     struct twins *t = *state;
@@ -220,6 +259,7 @@ int main(void)
         cmocka_unit_test(look_ups_agree_with_the_cpu),
         cmocka_unit_test(products_agree_with_the_cpu),
         cmocka_unit_test(experts_agree_with_the_cpu),
+        cmocka_unit_test(experts_rows_come_in_pieces),
         cmocka_unit_test(infinities_reach_the_result),
         cmocka_unit_test(what_has_no_kernel_is_refused),
         cmocka_unit_test(without_a_device_auto_means_the_cpu),

@@ -129,9 +129,7 @@ static int cuda_finish(struct backend *b, struct err *err)
 static int cuda_reserve(struct backend *b, const struct backend_limits *limits, struct err *err)
 {
     struct cuda_backend *c = cuda_of(b);
-    size_t rows = limits->max_rows > limits->max_rows_wide ? limits->max_rows
-                                                           : limits->max_rows_wide;
-    size_t codes = rows * limits->max_k;
+    size_t codes = (size_t)limits->max_rows * limits->max_k; /* experts' rows come in pieces */
     cuda_free(b, c->codes);
     cuda_free(b, c->columns);
     c->limits = *limits;

@@ -39,8 +39,8 @@ struct cuda_backend {
     struct cuda_memory *memory;    /* owned: everything this backend allocated */
     struct cuda_tensor *tensors;   /* owned */
     struct dequant_tables *tables; /* device */
-    int8_t *codes;                 /* device: quantised activations, [rows][max_k] at most */
-    struct column_block *columns;  /* device: [rows][max_k / 32] */
+    int8_t *codes;                 /* device: quantised activations, [max_rows][max_k] at most */
+    struct column_block *columns;  /* device: [max_rows][max_k / 32] */
     size_t max_codes;
     float *partials; /* device: attention's spans */
     size_t n_partials;

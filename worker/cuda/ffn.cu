@@ -30,7 +30,7 @@ static __device__ __forceinline__ float act_one(enum op_act_kind kind, float g, 
 
 static __global__ void act_kernel(struct op_act op)
 {
-    uint32_t j = blockIdx.x * THREADS + threadIdx.x, i = blockIdx.y;
+    uint32_t j = blockIdx.y * THREADS + threadIdx.x, i = blockIdx.x;
     if (j < op.width) {
         float g = op.g[(uint64_t)i * op.g_stride + (op.g_width == 1 ? 0 : j)];
         float u = op.u ? op.u[(uint64_t)i * op.u_stride + j] : 1.0f;
@@ -43,14 +43,14 @@ int cuda_act(struct backend *b, const struct op_act *op, struct err *err)
     if (op->n_rows == 0) {
         return 0;
     }
-    LAUNCH(act_kernel, dim3(blocks_of(op->width, THREADS), op->n_rows), THREADS, 0,
+    LAUNCH(act_kernel, dim3(op->n_rows, blocks_of(op->width, THREADS)), THREADS, 0,
            cuda_of(b)->stream, *op);
     return cuda_launched("act", err);
 }
 
 static __global__ void add_kernel(struct op_add op)
 {
-    uint32_t j = blockIdx.x * THREADS + threadIdx.x, i = blockIdx.y;
+    uint32_t j = blockIdx.y * THREADS + threadIdx.x, i = blockIdx.x;
     if (j >= op.width) {
         return;
     }
@@ -69,14 +69,14 @@ int cuda_add(struct backend *b, const struct op_add *op, struct err *err)
     if (op->n_rows == 0) {
         return 0;
     }
-    LAUNCH(add_kernel, dim3(blocks_of(op->width, THREADS), op->n_rows), THREADS, 0,
+    LAUNCH(add_kernel, dim3(op->n_rows, blocks_of(op->width, THREADS)), THREADS, 0,
            cuda_of(b)->stream, *op);
     return cuda_launched("add", err);
 }
 
 static __global__ void gather_kernel(struct op_gather op, const uint32_t *index)
 {
-    uint32_t j = blockIdx.x * THREADS + threadIdx.x, i = blockIdx.y;
+    uint32_t j = blockIdx.y * THREADS + threadIdx.x, i = blockIdx.x;
     if (j < op.width) {
         op.y[(uint64_t)i * op.y_stride + j] = op.x[(uint64_t)index[i] * op.x_stride + j];
     }
@@ -93,7 +93,7 @@ int cuda_gather(struct backend *b, const struct op_gather *op, struct err *err)
     if (!index) {
         return -1;
     }
-    LAUNCH(gather_kernel, dim3(blocks_of(op->width, THREADS), op->n_rows), THREADS, 0, c->stream,
+    LAUNCH(gather_kernel, dim3(op->n_rows, blocks_of(op->width, THREADS)), THREADS, 0, c->stream,
            *op, index);
     return cuda_launched("gather", err);
 }

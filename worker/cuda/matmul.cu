@@ -43,11 +43,11 @@ struct product_args {
 static __global__ void quantise_kernel(const float *x, uint32_t x_stride, uint32_t k, int8_t *codes,
                                        struct column_block *columns)
 {
-    uint32_t block = blockIdx.x * QUANTISE_WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    uint32_t block = blockIdx.y * QUANTISE_WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (block >= k / 32) {
         return;
     }
-    float v = x[(uint64_t)blockIdx.y * x_stride + 32 * block + lane], d, inverse = 0.0f;
+    float v = x[(uint64_t)blockIdx.x * x_stride + 32 * block + lane], d, inverse = 0.0f;
     uint32_t bits;
     memcpy(&bits, &v, sizeof bits);
     uint32_t top = warp_max(bits & 0x7fffffffu);
@@ -66,14 +66,14 @@ static __global__ void quantise_kernel(const float *x, uint32_t x_stride, uint32
         memcpy(&code, &shifted, sizeof code);
         code -= ROUND_MAGIC_BITS;
     }
-    codes[(uint64_t)blockIdx.y * k + 32 * block + lane] = (int8_t)code;
+    codes[(uint64_t)blockIdx.x * k + 32 * block + lane] = (int8_t)code;
     int sum = code;
     for (int off = 8; off > 0; off /= 2) {
         sum += __shfl_xor_sync(ALL_LANES, sum, off);
     }
     int other = __shfl_xor_sync(ALL_LANES, sum, 16);
     if (lane == 0) {
-        struct column_block *out = &columns[(uint64_t)blockIdx.y * (k / 32) + block];
+        struct column_block *out = &columns[(uint64_t)blockIdx.x * (k / 32) + block];
         out->d = d;
         out->sum[0] = d * (float)sum;
         out->sum[1] = d * (float)other;
@@ -109,13 +109,14 @@ static __device__ __forceinline__ void put(const struct product_args *a, uint32_
     a->y[(uint64_t)column * a->y_stride + row] = a->scales ? v * a->scales[expert] : v;
 }
 
-/* ---- one column: a warp for a row, a lane for a chain ---- */
+/* ---- one column: a warp for a row, a lane for a chain; all blocks in one row, as only x may pass 65535 ---- */
 
 template <enum dtype T>
 static __global__ void __launch_bounds__(VEC_WARPS *WARP) matvec_kernel(struct product_args a)
 {
-    uint32_t row = blockIdx.x * VEC_WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    uint32_t column = blockIdx.y, from = column / a.x_share;
+    uint32_t n_blocks = (a.w.m + VEC_WARPS - 1) / VEC_WARPS, lane = threadIdx.x % WARP;
+    uint32_t row = blockIdx.x % n_blocks * VEC_WARPS + threadIdx.x / WARP;
+    uint32_t column = blockIdx.x / n_blocks, from = column / a.x_share;
     uint32_t expert = a.experts ? (uint32_t)a.experts[column] : 0;
     if (row >= a.w.m || expert >= a.w.n_experts) {
         return;
@@ -342,8 +343,9 @@ static __global__ void __launch_bounds__(WIDE_WARPS *WARP) wide_kernel(struct pr
 template <enum dtype T>
 static __global__ void __launch_bounds__(VEC_WARPS *WARP) float_kernel(struct product_args a)
 {
-    uint32_t row = blockIdx.x * VEC_WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    uint32_t column = blockIdx.y;
+    uint32_t n_blocks = (a.w.m + VEC_WARPS - 1) / VEC_WARPS, lane = threadIdx.x % WARP;
+    uint32_t row = blockIdx.x % n_blocks * VEC_WARPS + threadIdx.x / WARP;
+    uint32_t column = blockIdx.x / n_blocks;
     uint32_t expert = a.experts ? (uint32_t)a.experts[column] : 0;
     if (row >= a.w.m || expert >= a.w.n_experts) {
         return;
@@ -367,8 +369,7 @@ template <enum dtype T> static void launch(const struct product_args *a, CUDA_ST
 {
     uint32_t m = a->w.m;
     if (a->n == 1 || a->experts) {
-        LAUNCH(matvec_kernel<T>, dim3(blocks_of(m, VEC_WARPS), a->n), VEC_WARPS * WARP, 0, stream,
-               *a);
+        LAUNCH(matvec_kernel<T>, blocks_of(m, VEC_WARPS) * a->n, VEC_WARPS * WARP, 0, stream, *a);
     } else if (a->n <= 8) {
         LAUNCH((few_kernel<T, 1>), blocks_of(m, FEW_ROWS), FEW_WARPS * WARP, 0, stream, *a);
     } else if (a->n <= FEW_COLUMNS) {
@@ -381,8 +382,7 @@ template <enum dtype T> static void launch(const struct product_args *a, CUDA_ST
 
 template <enum dtype T> static void launch_float(const struct product_args *a, CUDA_STREAM stream)
 {
-    LAUNCH(float_kernel<T>, dim3(blocks_of(a->w.m, VEC_WARPS), a->n), VEC_WARPS * WARP, 0, stream,
-           *a);
+    LAUNCH(float_kernel<T>, blocks_of(a->w.m, VEC_WARPS) * a->n, VEC_WARPS * WARP, 0, stream, *a);
 }
 
 static const struct instance {
@@ -423,7 +423,7 @@ static int quantise(struct cuda_backend *c, const float *x, uint32_t x_stride, u
         return err_set(err, ERR_NO_FIT, "cuda: %u columns of %u values, more than was reserved", n,
                        k);
     }
-    LAUNCH(quantise_kernel, dim3(blocks_of(k / 32, QUANTISE_WARPS), n), QUANTISE_WARPS * WARP, 0,
+    LAUNCH(quantise_kernel, dim3(n, blocks_of(k / 32, QUANTISE_WARPS)), QUANTISE_WARPS * WARP, 0,
            c->stream, x, x_stride, k, c->codes, c->columns);
     return 0;
 }
@@ -470,7 +470,6 @@ int cuda_matmul(struct backend *b, const struct op_matmul *op, struct err *err)
 int cuda_matmul_experts(struct backend *b, const struct op_matmul_experts *op, struct err *err)
 {
     struct cuda_backend *c = cuda_of(b);
-    uint32_t n_x = (op->n_rows + op->x_share - 1) / op->x_share;
     if (op->n_rows == 0) {
         return 0;
     }
@@ -478,19 +477,31 @@ int cuda_matmul_experts(struct backend *b, const struct op_matmul_experts *op, s
         return -1;
     }
     const struct instance *instance = instance_of(op->w->dtype);
-    if (!instance->floats && quantise(c, op->x, op->x_stride, n_x, op->w->k, err) < 0) {
-        return -1;
+    /* As many rows at a time as their activations have room for. */
+    uint64_t room = c->max_codes / op->w->k * op->x_share;
+    uint32_t at_once = room < op->n_rows ? (uint32_t)room : op->n_rows;
+    if (at_once == 0) {
+        return err_set(err, ERR_NO_FIT, "cuda: a row of %u values, more than was reserved",
+                       op->w->k);
     }
-    struct product_args a = args_of(c, op->w);
-    a.x = op->x;
-    a.x_stride = op->x_stride;
-    a.x_share = op->x_share;
-    a.n = op->n_rows;
-    a.experts = op->experts;
-    a.bias = op->bias;
-    a.scales = op->scale;
-    a.y = op->y;
-    a.y_stride = op->y_stride;
-    instance->launch(&a, c->stream);
+    for (uint32_t begin = 0; begin < op->n_rows; begin += at_once) {
+        uint32_t n = op->n_rows - begin < at_once ? op->n_rows - begin : at_once;
+        const float *x = op->x + (uint64_t)(begin / op->x_share) * op->x_stride;
+        if (!instance->floats &&
+            quantise(c, x, op->x_stride, (n + op->x_share - 1) / op->x_share, op->w->k, err) < 0) {
+            return -1;
+        }
+        struct product_args a = args_of(c, op->w);
+        a.x = x;
+        a.x_stride = op->x_stride;
+        a.x_share = op->x_share;
+        a.n = n;
+        a.experts = op->experts + begin;
+        a.bias = op->bias;
+        a.scales = op->scale;
+        a.y = op->y + (uint64_t)begin * op->y_stride;
+        a.y_stride = op->y_stride;
+        instance->launch(&a, c->stream);
+    }
     return cuda_launched("matmul of experts", err);
 }

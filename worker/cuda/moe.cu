@@ -157,7 +157,7 @@ int cuda_moe_route(struct backend *b, const struct op_moe_route *op, struct err 
 
 static __global__ void sum_kernel(struct op_moe_sum op)
 {
-    uint32_t j = blockIdx.x * THREADS + threadIdx.x, i = blockIdx.y;
+    uint32_t j = blockIdx.y * THREADS + threadIdx.x, i = blockIdx.x;
     if (j >= op.width) {
         return;
     }
@@ -174,7 +174,7 @@ int cuda_moe_sum(struct backend *b, const struct op_moe_sum *op, struct err *err
     if (op->n_rows == 0) {
         return 0;
     }
-    LAUNCH(sum_kernel, dim3(blocks_of(op->width, THREADS), op->n_rows), THREADS, 0,
+    LAUNCH(sum_kernel, dim3(op->n_rows, blocks_of(op->width, THREADS)), THREADS, 0,
            cuda_of(b)->stream, *op);
     return cuda_launched("moe sum", err);
 }

@@ -6,10 +6,10 @@
 static __global__ void rope_table_kernel(const int64_t *pos, const double *freq, uint32_t n_pairs,
                                          double mag, float *cs)
 {
-    uint32_t j = blockIdx.x * THREADS + threadIdx.x;
+    uint32_t j = blockIdx.y * THREADS + threadIdx.x;
     if (j < n_pairs) {
-        double theta = (double)pos[blockIdx.y] * freq[j];
-        float *out = cs + ((uint64_t)blockIdx.y * n_pairs + j) * 2;
+        double theta = (double)pos[blockIdx.x] * freq[j];
+        float *out = cs + ((uint64_t)blockIdx.x * n_pairs + j) * 2;
         out[0] = (float)(cos(theta) * mag);
         out[1] = (float)(sin(theta) * mag);
     }
@@ -26,14 +26,14 @@ int cuda_rope_table(struct backend *b, const struct op_rope_table *op, struct er
     if (!pos || !freq) {
         return -1;
     }
-    LAUNCH(rope_table_kernel, dim3(blocks_of(op->n_pairs, THREADS), op->n_rows), THREADS, 0,
+    LAUNCH(rope_table_kernel, dim3(op->n_rows, blocks_of(op->n_pairs, THREADS)), THREADS, 0,
            c->stream, pos, freq, op->n_pairs, op->mag, op->cs);
     return cuda_launched("rope table", err);
 }
 
 static __global__ void rope_kernel(struct op_rope op)
 {
-    uint32_t at = blockIdx.x * THREADS + threadIdx.x, i = blockIdx.y;
+    uint32_t at = blockIdx.y * THREADS + threadIdx.x, i = blockIdx.x;
     if (at >= op.n_heads * op.n_pairs) {
         return;
     }
@@ -49,9 +49,9 @@ static __global__ void rope_kernel(struct op_rope op)
 static __global__ void scale_kernel(float *x, uint32_t x_stride, uint32_t width,
                                     const float *row_scale)
 {
-    uint32_t j = blockIdx.x * THREADS + threadIdx.x;
+    uint32_t j = blockIdx.y * THREADS + threadIdx.x;
     if (j < width) {
-        x[(uint64_t)blockIdx.y * x_stride + j] *= row_scale[blockIdx.y];
+        x[(uint64_t)blockIdx.x * x_stride + j] *= row_scale[blockIdx.x];
     }
 }
 
@@ -63,7 +63,7 @@ int cuda_rope(struct backend *b, const struct op_rope *op, struct err *err)
         return 0;
     }
     if (pairs > 0) {
-        LAUNCH(rope_kernel, dim3(blocks_of(pairs, THREADS), op->n_rows), THREADS, 0, c->stream,
+        LAUNCH(rope_kernel, dim3(op->n_rows, blocks_of(pairs, THREADS)), THREADS, 0, c->stream,
                *op);
     }
     if (op->row_scale) {
@@ -72,7 +72,7 @@ int cuda_rope(struct backend *b, const struct op_rope *op, struct err *err)
         if (!scale) {
             return -1;
         }
-        LAUNCH(scale_kernel, dim3(blocks_of(width, THREADS), op->n_rows), THREADS, 0, c->stream,
+        LAUNCH(scale_kernel, dim3(op->n_rows, blocks_of(width, THREADS)), THREADS, 0, c->stream,
                op->x, op->x_stride, width, scale);
     }
     return cuda_launched("rope", err);

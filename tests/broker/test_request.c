@@ -243,6 +243,50 @@ static void flow_that_has_several_gives_one_to_a_flow_that_has_none(void **state
     rig_close(&r);
 }
 
+/* One client with twenty long prompts, another with a short question now and then: the question is the next to be taken, every
+ * time, however many wait before it. */
+static void a_short_question_is_served_between_twenty_long_prompts(void **state)
+{
+    (void)state;
+    struct rig r;
+    struct request *longs[20];
+    open_resident(&r);
+    for (uint8_t i = 0; i < 20; i++) {
+        longs[i] = rig_submit(&r, c, (uint8_t)(i + 1), "a", 500, 10);
+        assert_non_null(longs[i]);
+    }
+    rig_turns(&r);
+    struct client *other = rig_client(&r, 6);
+    for (uint8_t round = 0; round < 3; round++) {
+        struct request *q = rig_submit(&r, other, (uint8_t)(100 + round), "a", 1, 4);
+        assert_non_null(q);
+        rig_turns(&r);
+        assert_int_equal(q->state, REQUEST_QUEUED);
+        struct request *runs = longs[0]->worker && !longs[0]->releasing ? longs[0] : longs[1];
+        for (int i = 0; i < 3; i++) { /* some steps of the others: more than a question costs */
+            commit(&r, runs, JOURNAL_TOKEN, JOURNAL_END_NONE);
+        }
+        struct request *victim = NULL;
+        uint32_t n_waiting = 0;
+        for (int i = 0; i < 20; i++) {
+            victim = longs[i]->releasing ? longs[i] : victim;
+            n_waiting += longs[i]->state == REQUEST_QUEUED;
+        }
+        assert_int_equal(n_waiting, 18);
+        assert_non_null(victim);
+        victim->releasing = false;
+        request_return(r.b, victim, "released");
+        rig_turns(&r);
+        assert_int_equal(q->state, REQUEST_PREFILL);     /* before all of them */
+        assert_int_equal(victim->state, REQUEST_QUEUED); /* without loss: it waits */
+        commit(&r, q, JOURNAL_TOKEN | JOURNAL_ENDED, JOURNAL_END_STOP);
+        request_return(r.b, q, "finished");
+        rig_turns(&r);
+        assert_int_equal(q->state, REQUEST_DONE);
+    }
+    rig_close(&r);
+}
+
 static void cancel_and_deadline_end_a_waiting_request(void **state)
 {
     (void)state;
@@ -305,6 +349,7 @@ int main(void)
         cmocka_unit_test(worker_death_brings_requests_back_and_outside_kills_blame_nobody),
         cmocka_unit_test(poison_runs_alone_and_fails_at_the_third_death),
         cmocka_unit_test(flow_that_has_several_gives_one_to_a_flow_that_has_none),
+        cmocka_unit_test(a_short_question_is_served_between_twenty_long_prompts),
         cmocka_unit_test(cancel_and_deadline_end_a_waiting_request),
         cmocka_unit_test(file_that_changed_fails_the_requests_that_began_with_it),
     };

@@ -1,0 +1,325 @@
+"""The HTTP gateway: every endpoint, whole and streamed, equal to the programs' answers; errors; rubbish; clients that leave; deaths."""
+import base64
+import http.client
+import json
+import os
+import random
+import re
+import socket
+import struct
+import threading
+
+from house import House, main, partial_of, wait_for
+
+CHAT = {"model": "hearth-tiny", "messages": [{"role": "user", "content": "What is hearth?"}], "temperature": 0, "max_tokens": 40}
+LONG = {"prompt": "Once upon a time", "max_tokens": 1500, "temperature": 0.8, "seed": 5, "ignore_eos": True}
+
+
+def port_of(house):
+    return wait_for("the gateway's port", lambda: re.findall(r"listens at http://127\.0\.0\.1:(\d+)", house.log()))[-1]
+
+
+def connection(house):
+    return http.client.HTTPConnection("127.0.0.1", int(port_of(house)), timeout=100)
+
+
+def call(house, method, path, body=None, headers=None):
+    """Status, headers, body (JSON where it is)."""
+    c = connection(house)
+    data = json.dumps(body) if isinstance(body, (dict, list)) else body
+    c.request(method, path, data, headers or {})
+    r = c.getresponse()
+    text = r.read()
+    c.close()
+    kind = r.getheader("Content-Type", "")
+    return r.status, r, json.loads(text) if kind == "application/json" and text else text
+
+
+def post(house, path, body, status=200):
+    got, _, answer = call(house, "POST", path, body)
+    assert got == status, (path, body, got, answer)
+    return answer
+
+
+def events(response):
+    """The values of a stream; None is [DONE]."""
+    for line in response:
+        line = line.strip()
+        if line.startswith(b"data: "):
+            yield None if line == b"data: [DONE]" else json.loads(line[6:])
+        else:
+            assert not line or line.startswith(b":"), line
+
+
+def stream(house, path, body):
+    c = connection(house)
+    c.request("POST", path, json.dumps(dict(body, stream=True)))
+    r = c.getresponse()
+    assert r.status == 200 and r.getheader("Content-Type") == "text/event-stream", (r.status, r.read())
+    assert r.getheader("Cache-Control") == "no-cache"
+    got = list(events(r))
+    c.close()
+    return got
+
+
+def chat_whole_and_streamed(house):
+    wanted = house.hearth("ask", "--temp", 0, "-n", 40, "What is hearth?").stdout.decode().rstrip("\n")
+    whole = post(house, "/v1/chat/completions", CHAT)
+    message = whole["choices"][0]["message"]
+    assert message["content"] == wanted and message["role"] == "assistant", (whole, wanted)
+    assert whole["object"] == "chat.completion" and whole["choices"][0]["finish_reason"] == "stop"
+    usage = whole["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] and usage["completion_tokens"] > 5
+    got = stream(house, "/v1/chat/completions", dict(CHAT, stream_options={"include_usage": True}))
+    assert got[-1] is None and all(c["object"] == "chat.completion.chunk" for c in got[:-1])
+    assert len({c["id"] for c in got[:-1]}) == 1
+    assert got[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    deltas = [c["choices"][0] for c in got[:-2]]
+    assert "".join(d["delta"].get("content", "") for d in deltas) == wanted
+    assert [d["finish_reason"] for d in deltas] == [None] * (len(deltas) - 1) + ["stop"] and deltas[-1]["delta"] == {}
+    assert got[-2]["choices"] == [] and got[-2]["usage"]["completion_tokens"] == usage["completion_tokens"]
+    assert not any("usage" in c for c in stream(house, "/v1/chat/completions", CHAT)[:-1])
+    parts = dict(CHAT, messages=[{"role": "developer", "content": "Be brief."},
+                                 {"role": "user", "content": [{"type": "text", "text": "What is hearth?"}]}])
+    assert post(house, "/chat/completions/", parts)["choices"][0]["message"]["content"]
+
+
+def tools_are_parsed(house):
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    for choice in ("auto", "none"):
+        body = dict(CHAT, tools=[tool], tool_choice=choice)
+        whole = post(house, "/v1/chat/completions", body)["choices"][0]
+        text = "".join(c["choices"][0]["delta"].get("content") or "" for c in stream(house, "/v1/chat/completions", body)[:-1])
+        assert whole["finish_reason"] in ("stop", "length") and whole["message"]["content"] == text, (whole, text)
+
+
+def completions_whole_and_streamed(house):
+    for seed in (1, 2):
+        wanted = house.hearth("complete", "--temp", 0.8, "--seed", seed, "-n", 30, "Once upon a time").stdout.decode()
+        body = {"prompt": "Once upon a time", "temperature": 0.8, "seed": seed, "max_tokens": 30}
+        text = post(house, "/v1/completions", body)["choices"][0]["text"]
+        assert text == wanted.rstrip("\n") or text == wanted, (text, wanted)
+        chunks = stream(house, "/v1/completions", body)
+        assert chunks[-1] is None and "".join(c["choices"][0]["text"] for c in chunks[:-1]) == text
+    ids = post(house, "/tokenize", {"content": "Once upon a time"})["tokens"]
+    same = {"temperature": 0, "max_tokens": 10}
+    assert (post(house, "/v1/completions", dict(same, prompt=ids))["choices"][0]["text"] ==
+            post(house, "/v1/completions", dict(same, prompt="Once upon a time"))["choices"][0]["text"])
+    one = post(house, "/v1/completions", dict(same, prompt="Once upon a time", stop=[","]))["choices"][0]
+    assert "," not in one["text"]
+    short = post(house, "/v1/completions", dict(same, prompt="Once upon a time", max_tokens=3))
+    assert short["choices"][0]["finish_reason"] == "length" and short["usage"]["completion_tokens"] == 3
+
+
+def logprobs(house):
+    one = post(house, "/v1/chat/completions", dict(CHAT, logprobs=True, top_logprobs=3))
+    content = one["choices"][0]["logprobs"]["content"]
+    assert content and all(len(t["top_logprobs"]) == 3 and t["logprob"] <= 0 for t in content)
+    assert content[0]["logprob"] == content[0]["top_logprobs"][0]["logprob"]
+    said = b"".join(bytes(t["bytes"]) for t in content)
+    assert said.startswith(one["choices"][0]["message"]["content"].encode()), said
+    streamed = stream(house, "/v1/chat/completions", dict(CHAT, logprobs=True, top_logprobs=3))[:-1]
+    again = [t for c in streamed if c["choices"][0]["logprobs"] for t in c["choices"][0]["logprobs"]["content"]]
+    assert [t["bytes"] for t in again] == [t["bytes"] for t in content]
+    plain = post(house, "/v1/chat/completions", dict(CHAT, logprobs=True))["choices"][0]["logprobs"]["content"]
+    assert [t["logprob"] for t in plain] == [t["logprob"] for t in content] and plain[0]["top_logprobs"] == []
+    legacy = post(house, "/v1/completions", {"prompt": "Once", "max_tokens": 4, "logprobs": 2})["choices"][0]["logprobs"]
+    assert [len(legacy[k]) for k in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [4] * 4
+    first = post(house, "/tokenize", {"content": " cat"})["tokens"][0]
+    banned = dict(CHAT, max_tokens=4, logit_bias={str(first): -100})
+    assert post(house, "/v1/chat/completions", banned)["choices"][0]["finish_reason"]
+
+
+def embeddings(house):
+    floats = post(house, "/v1/embeddings", {"input": ["one cat", "two"], "model": "hearth-tiny"})
+    assert [d["index"] for d in floats["data"]] == [0, 1] and floats["usage"]["prompt_tokens"] > 1
+    vector = floats["data"][0]["embedding"]
+    assert abs(sum(v * v for v in vector) - 1) < 1e-4
+    packed = post(house, "/v1/embeddings", {"input": "one cat", "encoding_format": "base64"})["data"][0]["embedding"]
+    raw = base64.b64decode(packed)
+    assert all(abs(a - b) < 1e-6 for a, b in zip(struct.unpack("<%df" % (len(raw) // 4), raw), vector))
+    short = post(house, "/v1/embeddings", {"input": "one cat", "dimensions": 8})["data"][0]["embedding"]
+    assert len(short) == 8 and abs(sum(v * v for v in short) - 1) < 1e-4
+    assert "check_embedding_ctx_length" in post(house, "/v1/embeddings", {"input": [[1, 2]]}, 400)["error"]["message"]
+
+
+def the_small_endpoints(house):
+    models = call(house, "GET", "/v1/models")[2]
+    assert "hearth-tiny" in [m["id"] for m in models["data"]]
+    assert call(house, "GET", "/models/hearth-tiny/")[2]["id"] == "hearth-tiny"
+    assert call(house, "GET", "/v1/models/some%2Fother/model")[0] == 404
+    assert call(house, "GET", "/health")[2]["status"] == "ok" and call(house, "GET", "/v1/health")[0] == 200
+    metrics = call(house, "GET", "/metrics")[2].decode()
+    for name in ("predicted_tokens_total", "time_to_first_token_seconds_bucket", "hearth_memory_bytes", "hearth_up 1"):
+        assert name in metrics, name
+    ids = post(house, "/tokenize", {"content": "hello there", "with_pieces": True})["tokens"]
+    assert "".join(t["piece"] for t in ids) == "hello there"
+    assert post(house, "/detokenize", {"tokens": [t["id"] for t in ids]})["content"] == "hello there"
+    assert "hello" in post(house, "/apply-template", {"messages": [{"role": "user", "content": "hello"}]})["prompt"]
+    assert post(house, "/models/load", {"model": "hearth-tiny"})["success"]
+    status, head, body = call(house, "HEAD", "/health")
+    assert status == 200 and not body and head.getheader("x-request-id")
+    assert call(house, "OPTIONS", "/v1/chat/completions")[0] == 204
+    assert any(p["role"] == "http" and p["state"] == "ready" for p in house.status()["processes"])
+
+
+def errors_have_names(house):
+    def refused(path, body, status, **members):
+        error = post(house, path, body, status)["error"]
+        assert error["message"] and error["type"], error
+        for key, value in members.items():
+            assert error[key] == value, (key, value, error)
+    chat = "/v1/chat/completions"
+    refused(chat, dict(CHAT, model="hearth-tony"), 404, code="model_not_found", param="model")
+    refused(chat, dict(CHAT, messages=[{"role": "user", "content": "word " * 5000}]), 400, code="context_length_exceeded")
+    refused(chat, dict(CHAT, nonsense=1), 400, param="nonsense")
+    refused(chat, dict(CHAT, n=2), 400, param="n")
+    refused(chat, dict(CHAT, temperature="hot"), 400, param="temperature")
+    refused(chat, dict(CHAT, temperature=-1), 400, param="temperature")
+    refused(chat, dict(CHAT, messages=[]), 400, param="messages")
+    refused(chat, dict(CHAT, messages=[{"role": "king", "content": "x"}]), 400, param="messages[0].role")
+    refused(chat, dict(CHAT, response_format={"type": "json_object"}), 400, param="response_format")
+    refused(chat, dict(CHAT, tool_choice="required"), 400, param="tool_choice")
+    refused(chat, dict(CHAT, stop=["a"] * 99), 400, param="stop")
+    refused(chat, dict(CHAT, logit_bias={"x": 1}), 400, param="logit_bias")
+    refused(chat, dict(CHAT, stream=True, nonsense=1), 400, param="nonsense")
+    refused("/v1/completions", {"prompt": "x", "suffix": "y"}, 400, param="suffix")
+    refused("/v1/completions", {"prompt": ["a", "b"]}, 400, param="prompt")
+    refused("/v1/completions", {}, 400, param="prompt")
+    refused("/v1/nothing", {}, 404)
+    assert call(house, "GET", chat)[0] == 405
+    assert call(house, "GET", "/v1/models", headers={"Host": "evil.example"})[0] == 403
+    assert call(house, "GET", "/v1/models", headers={"Origin": "http://evil.example"})[0] == 403
+    status, head, _ = call(house, "GET", "/v1/models", headers={"Origin": "http://localhost:3000"})
+    assert status == 200 and head.getheader("Access-Control-Allow-Origin") == "http://localhost:3000"
+    status, head, _ = call(house, "POST", chat, dict(CHAT, user="me", max_tokens=1))
+    assert status == 200 and head.getheader("x-hearth-ignored") == "user"
+
+
+def rubbish_harms_nobody(house):
+    chance = random.Random(7)
+    whole = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
+    good = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
+    bodies = [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"prompt":' + b"[" * 3000, b'{"prompt":1}', b'"x"', b"{}" * 9,
+              b'{"prompt":"\xc3"}', b'{"prompt":"a","max_tokens":1e99}', b'{"prompt":"a","max_tokens":-5}',
+              b'{"prompt":"a","seed":"x"}', b'{"prompt":"a","top_k":1.5}', b'{"prompt":[1,"a"]}', b'{"prompt":[999999]}']
+    cases = [whole % (len(b), b) for b in bodies]
+    cases += [b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 60000 + b" HTTP/1.1\r\n\r\n",
+              b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 9000 + b"\r\n", b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+              b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+              b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n"]
+    unfinished = [b"\x16\x03\x01\x02\x00\x01\x00", b"\r\n" * 50, b"GET / HTT"]
+    for _ in range(100):
+        data = bytearray(whole % (len(good), good))
+        for _ in range(chance.randrange(1, 8)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        unfinished.append(bytes(data[:chance.randrange(1, len(data) + 1)]))
+    port = int(port_of(house))
+    for case in cases + unfinished:
+        with socket.create_connection(("127.0.0.1", port), timeout=100) as s:
+            answer = b""
+            try:
+                s.sendall(case)
+                if case in unfinished:  # it may wait for the rest for ever: we leave
+                    s.settimeout(0.01)
+                while True:
+                    more = s.recv(65536)
+                    if not more:
+                        break
+                    answer += more
+            except OSError:
+                pass
+            assert not answer or answer.startswith(b"HTTP/1."), (case[:80], answer[:80])
+    assert post(house, "/v1/completions", {"prompt": "Once", "max_tokens": 2})["choices"]
+
+
+def who_leaves_is_cancelled(house):
+    def live():
+        return [r for r in house.status()["requests"] if r["client"] == "http"]
+    for streams in (True, False):
+        c = connection(house)
+        c.request("POST", "/v1/completions", json.dumps(dict(LONG, stream=streams)))
+        if streams:
+            c.getresponse().read(200)
+        else:
+            wait_for("a request", lambda: live() or c.sock is None)
+        c.sock.shutdown(socket.SHUT_RDWR)
+        c.close()
+        wait_for("its end", lambda: not live())
+
+
+def streams_survive_deaths(house):
+    jobs = [dict(LONG, seed=i, max_tokens=400) for i in range(4)]
+    wanted = [post(house, "/v1/completions", j)["choices"][0]["text"] for j in jobs]
+    got, begun = [None] * 4, threading.Barrier(5)
+
+    def client(i):
+        try:
+            c = connection(house)
+            c.request("POST", "/v1/completions", json.dumps(dict(jobs[i], stream=True)))
+            r, text, last = c.getresponse(), "", 0
+            for n, e in enumerate(events(r)):
+                last = e
+                text += e["choices"][0]["text"] if e else ""
+                if n == 3:
+                    begun.wait(100)
+            got[i] = (text, last)
+        except Exception as e:
+            got[i] = repr(e)
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    begun.wait(100)
+    house.kill("worker")
+    house.kill("broker")
+    for t in threads:
+        t.join(200)
+    assert got == [(w, None) for w in wanted], (got, wanted)
+    old = house.pids("http")
+    assert house.kill("http")
+    wait_for("another gateway", lambda: house.pids("http") and house.pids("http") != old and call(house, "GET", "/health")[0] == 200
+             if alive(house) else None)
+
+
+def alive(house):
+    try:
+        return call(house, "GET", "/health")[0] == 200
+    except OSError:
+        return False
+
+
+def keys_are_asked_for():
+    program = os.path.join(os.environ.get("HEARTH_BIN", ""), "hearth-http")
+    import subprocess
+    out = subprocess.run([program, "--new-key"], capture_output=True, check=True).stdout.decode()
+    key, digest = re.search(r"hearth-\S+", out).group(), re.search(r"http_key = ([0-9a-f]{64})", out).group(1)
+    done = subprocess.run([program, "--listen", "0.0.0.0:0"], capture_output=True, timeout=60)
+    assert done.returncode == 8 and b"API key" in done.stderr, done
+    house = House(start=False)
+    conf = os.path.join(house.base, "hearth.conf")
+    with open(conf, "w") as f:
+        f.write("[hearth]\nhttp_key = %s\n" % digest)
+    house.options = ["--config", conf, "--http", "127.0.0.1:0"]
+    house.start()
+    with house:
+        assert call(house, "GET", "/v1/models")[0] == 401 and call(house, "GET", "/health")[0] == 200
+        assert call(house, "GET", "/v1/models", headers={"Authorization": "Bearer " + key[:-1]})[0] == 401
+        assert call(house, "GET", "/v1/models", headers={"Authorization": "Bearer " + key})[0] == 200
+        assert call(house, "GET", "/v1/models", headers={"x-api-key": key})[0] == 200
+
+
+def a_taken_port_is_a_warning():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with House("--http", "127.0.0.1:%d" % taken.getsockname()[1]) as house:
+            wait_for("the warning", lambda: "ddress already in use" in house.log())
+            assert house.ids("-n", 2, "Once")
+
+
+with House("--http", "127.0.0.1:0") as one:
+    main(*[partial_of(t, one) for t in (
+        chat_whole_and_streamed, tools_are_parsed, completions_whole_and_streamed, logprobs, embeddings, the_small_endpoints,
+        errors_have_names, rubbish_harms_nobody, who_leaves_is_cancelled, streams_survive_deaths)])
+main(keys_are_asked_for, a_taken_port_is_a_warning)

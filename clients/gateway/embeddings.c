@@ -39,6 +39,8 @@ static const struct {
     { "last", HEARTH_EMBED_LAST },
 };
 
+#define N_POOLINGS (sizeof poolings / sizeof poolings[0])
+
 /* All inputs' ids, one after another. */
 struct inputs {
     int32_t *ids;
@@ -154,10 +156,10 @@ static int embed(struct exchange *x, struct hearth *h, const struct raw *raw, st
     struct hearth_matrix m;
     struct hearth_error error;
     size_t row = 0;
-    while (row < 3 && strcmp(poolings[row].name, raw->pooling ? raw->pooling : "mean") != 0) {
+    while (row < N_POOLINGS && raw->pooling && strcmp(poolings[row].name, raw->pooling) != 0) {
         row++;
     }
-    if (row == 3) {
+    if (row == N_POOLINGS) {
         return problem_set(p, 400, "pooling", "invalid_value", "'pooling' is mean, cls or last");
     }
     if (raw->encoding && !base64 && strcmp(raw->encoding, "float") != 0) {
@@ -167,7 +169,7 @@ static int embed(struct exchange *x, struct hearth *h, const struct raw *raw, st
     if (read_inputs(in, h, raw, p) < 0) {
         return -1;
     }
-    ask.kind = poolings[row].kind;
+    ask.kind = raw->pooling ? poolings[row].kind : HEARTH_EMBED;
     ask.ids = in->ids;
     ask.n_ids = in->n_ids;
     ask.lens = in->lens;

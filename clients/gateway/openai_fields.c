@@ -14,6 +14,9 @@ struct raw {
     const struct json *messages, *prompt, *stop, *tools, *tool_choice, *response_format,
         *stream_options, *logit_bias, *template_kwargs, *logprobs, *modalities;
     bool stream, ignore_eos, parallel_tool_calls, add_generation_prompt;
+    struct field_number dynatemp_range, dynatemp_exponent, top_n_sigma, xtc_probability,
+        xtc_threshold, dry_multiplier, dry_base, mirostat_tau, mirostat_eta;
+    struct field_int dry_allowed_length, dry_penalty_last_n, mirostat;
     struct field_number temperature, top_p, min_p, typical_p, presence, frequency, repeat;
     struct field_int max_tokens, max_completion_tokens, n, best_of, seed, top_k, repeat_last_n,
         top_logprobs;
@@ -37,10 +40,22 @@ struct raw {
         { "presence_penalty", FIELD_NUMBER, AT(presence), -100, 100, NULL },                       \
         { "frequency_penalty", FIELD_NUMBER, AT(frequency), -100, 100, NULL },                     \
         { "repeat_penalty", FIELD_NUMBER, AT(repeat), 0.01, 100, NULL },                           \
-        { "repeat_last_n", FIELD_INT, AT(repeat_last_n), 0, LIMIT_CTX_TOKENS, NULL },              \
+        { "repeat_last_n", FIELD_INT, AT(repeat_last_n), -1, LIMIT_CTX_TOKENS, NULL },             \
         { "seed", FIELD_INT, AT(seed), INT64_LOW, INT64_HIGH, NULL },                              \
         { "stop", FIELD_ANY, AT(stop), 0, 0, NULL }, { "n", FIELD_INT, AT(n), 1, 128, NULL },      \
         { "logit_bias", FIELD_ANY, AT(logit_bias), 0, 0, NULL },                                   \
+        { "dynatemp_range", FIELD_NUMBER, AT(dynatemp_range), 0, 100, NULL },                      \
+        { "dynatemp_exponent", FIELD_NUMBER, AT(dynatemp_exponent), 0, 100, NULL },                \
+        { "top_n_sigma", FIELD_NUMBER, AT(top_n_sigma), -1, 100, NULL },                           \
+        { "xtc_probability", FIELD_NUMBER, AT(xtc_probability), 0, 1, NULL },                      \
+        { "xtc_threshold", FIELD_NUMBER, AT(xtc_threshold), 0, 1, NULL },                          \
+        { "dry_multiplier", FIELD_NUMBER, AT(dry_multiplier), 0, 100, NULL },                      \
+        { "dry_base", FIELD_NUMBER, AT(dry_base), 1, 100, NULL },                                  \
+        { "mirostat_tau", FIELD_NUMBER, AT(mirostat_tau), 0, 100, NULL },                          \
+        { "mirostat_eta", FIELD_NUMBER, AT(mirostat_eta), 0, 1, NULL },                            \
+        { "dry_allowed_length", FIELD_INT, AT(dry_allowed_length), 1, LIMIT_CTX_TOKENS, NULL },    \
+        { "dry_penalty_last_n", FIELD_INT, AT(dry_penalty_last_n), -1, LIMIT_CTX_TOKENS, NULL },   \
+        { "mirostat", FIELD_INT, AT(mirostat), 0, 2, NULL },                                       \
         { "ignore_eos", FIELD_BOOL, AT(ignore_eos), 0, 0, NULL },                                  \
         { "logprobs", FIELD_ANY, AT(logprobs), 0, 0, NULL },                                       \
         { "user", FIELD_IGNORED, 0, 0, 0, NULL }, { "metadata", FIELD_IGNORED, 0, 0, 0, NULL },    \
@@ -184,7 +199,23 @@ static int read_sampling(struct openai_request *r, const struct raw *raw, struct
     NUMBER(presence_penalty, presence);
     NUMBER(frequency_penalty, frequency);
     NUMBER(repeat_penalty, repeat);
+    NUMBER(dynatemp_range, dynatemp_range);
+    NUMBER(dynatemp_exponent, dynatemp_exponent);
+    NUMBER(top_n_sigma, top_n_sigma);
+    NUMBER(xtc_probability, xtc_probability);
+    NUMBER(xtc_threshold, xtc_threshold);
+    NUMBER(dry_multiplier, dry_multiplier);
+    NUMBER(dry_base, dry_base);
+    NUMBER(mirostat_tau, mirostat_tau);
+    NUMBER(mirostat_eta, mirostat_eta);
 #undef NUMBER
+#define INTEGER(name, type)                                                                        \
+    s->has_##name = raw->name.given;                                                               \
+    s->name = (type)raw->name.value
+    INTEGER(dry_allowed_length, int32_t);
+    INTEGER(dry_penalty_last_n, int32_t);
+    INTEGER(mirostat, uint32_t);
+#undef INTEGER
     s->has_top_k = raw->top_k.given;
     s->top_k = (int32_t)raw->top_k.value;
     s->has_repeat_last_n = raw->repeat_last_n.given;

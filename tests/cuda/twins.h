@@ -15,7 +15,7 @@ struct twins {
 
 static const struct backend_limits twins_limits = { .max_rows = 96,
                                                     .max_rows_wide = 96,
-                                                    .max_k = 1024,
+                                                    .max_k = 1088,
                                                     .max_m = 1024,
                                                     .max_heads = 32,
                                                     .max_k_dim = 128,

@@ -52,8 +52,8 @@ struct worker {
     uint64_t strikes_ms[WORKERS_STRIKES]; /* the latest deaths by a fault; 0: none */
     bool killed;                          /* by our own watch */
     struct watch_worker watch;
-    struct err down;                      /* why the device is down */
-    struct worker_grant *grants;          /* owned */
+    struct err down;             /* why the device is down */
+    struct worker_grant *grants; /* owned */
     uint32_t n_grants;
 };
 

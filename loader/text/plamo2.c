@@ -57,8 +57,9 @@ static struct best best_at(const struct trie *trie, const struct vocab *v, const
     struct trie_walk walk = trie_begin(trie);
     for (size_t i = at; i < len && trie_step(&walk, text[i]); i++) {
         uint32_t id = trie_here(&walk);
-        if (id == TEXTS_NONE) {
-            continue;
+        bool inside = i + 1 < len && (text[i + 1] & 0xc0) == 0x80;
+        if (id == TEXTS_NONE || inside) {
+            continue; /* a token that ends inside a character leads to no place that has a best way */
         }
         /* Scores beyond what 16 million of them may sum up to are as good as the bound. */
         double scaled = fmin(fmax((double)v->scores[id] * SCORE_SCALE, -1e11), 1e11);

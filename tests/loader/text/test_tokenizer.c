@@ -420,6 +420,15 @@ static void other_models_cut_as_their_rules_say(void **state)
         "aa\xc3\xa9",
         0, 4, 5, 6);
     tokenizer_destroy(&t);
+    /* A token that ends inside a character is never taken: nothing begins where it ends. */
+    static const struct small_token halves[] = {
+        { "<unk>", 0, 2 }, { "\xc3", 9, 1 }, { "a\xc3", 9, 1 }, { "a", -1, 1 }
+    };
+    v.tokens = halves;
+    v.n_tokens = N(halves);
+    t = open_small(&v);
+    IDS(t, "a\xc3\xa9", 0, 3, 1, 0);
+    tokenizer_destroy(&t);
 }
 
 /* Goal: no character map, however broken, is read outside of its bytes. */

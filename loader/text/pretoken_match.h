@@ -17,15 +17,14 @@ struct pretoken_pass {
 };
 
 /* The passes of every family; "_ref" where the reference cuts otherwise. */
+/* clang-format off */
 #define PRETOKEN_FAMILIES(X)                                                                       \
-    X(gpt2)                                                                                        \
-    X(starcoder)                                                                                   \
-    X(llama_bpe)                                                                                   \
-    X(qwen2) X(qwen35) X(gpt4o) X(gpt4o_ref) X(tekken) X(tekken_ref) X(deepseek_llm)               \
-        X(deepseek_coder) X(deepseek_v3) X(deepseek_v3_ref) X(falcon) X(basic) X(bloom) X(viking)  \
-            X(chameleon) X(jais2) X(youtu) X(youtu_ref) X(tiny_aya) X(tiny_aya_ref) X(kimi_k2)     \
-                X(kimi_k2_ref) X(bailingmoe) X(seed_coder) X(afmoe) X(afmoe_ref) X(exaone_moe)     \
-                    X(superbpe) X(gemma4)
+    X(gpt2) X(starcoder) X(llama_bpe) X(qwen2) X(qwen35) X(gpt4o) X(gpt4o_ref) X(tekken)           \
+    X(tekken_ref) X(deepseek_llm) X(deepseek_coder) X(deepseek_v3) X(deepseek_v3_ref) X(falcon)    \
+    X(basic) X(bloom) X(viking) X(chameleon) X(jais2) X(youtu) X(youtu_ref) X(tiny_aya)            \
+    X(tiny_aya_ref) X(kimi_k2) X(kimi_k2_ref) X(bailingmoe) X(seed_coder) X(afmoe) X(afmoe_ref)    \
+    X(exaone_moe) X(superbpe) X(gemma4)
+/* clang-format on */
 
 #define DECLARE(name) extern const struct pretoken_pass *const pretoken_##name[];
 PRETOKEN_FAMILIES(DECLARE)

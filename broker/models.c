@@ -1,19 +1,16 @@
 #include "broker/models.h"
 
-#include <assert.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include "broker/broker.h"
+#include "broker/models_parts.h"
 #include "broker/post.h"
 #include "broker/route.h"
 #include "proto/log.h"
-#include "proto/weights.h"
 
 static const char *const names[MODEL_N_STATES] = {
     [MODEL_COLD] = "cold",         [MODEL_LOADING] = "loading",   [MODEL_WARM] = "warm",
@@ -36,14 +33,14 @@ const char *model_state_name(enum model_state state)
 }
 
 /* The one mover. */
-static void model_move(struct model *m, enum model_state to, const char *why)
+void models_move(struct model *m, enum model_state to, const char *why)
 {
     assert(allowed[m->state] >> to & 1);
     log_info("model %s: %s -> %s: %s", m->file.name, names[m->state], names[to], why);
     m->state = to;
 }
 
-static void drop(struct broker *b, uint64_t *segment)
+void models_drop(struct broker *b, uint64_t *segment)
 {
     if (*segment) {
         struct channel_msg msg = { .op = CHANNEL_DROP, .segment = *segment };
@@ -53,7 +50,7 @@ static void drop(struct broker *b, uint64_t *segment)
     }
 }
 
-static void kill_child(struct broker *b, uint32_t child, int signal)
+void models_kill(struct broker *b, uint32_t child, int signal)
 {
     if (child) {
         struct channel_msg msg = { .op = CHANNEL_KILL, .child = child, .value = (uint64_t)signal };
@@ -147,7 +144,7 @@ static struct model *get_row(struct broker *b, const struct catalog_pick *pick, 
         m->state_want = 0;
         m->digest = 0;
         m->error = m->text.failed = (struct err){ 0 };
-        drop(b, &m->state_segment);
+        models_drop(b, &m->state_segment);
         m->state_made = false;
     } else if (!same_file(&m->file, &pick->file) && !m->unload) {
         log_info("model %s: its file has changed; it is loaded again", m->file.name);
@@ -328,15 +325,15 @@ uint64_t models_available(const struct models *t)
 /* Weights leave RAM: the text service goes with them. */
 static void forget_weights(struct broker *b, struct model *m, const char *why)
 {
-    kill_child(b, m->text.child, SIGTERM);
+    models_kill(b, m->text.child, SIGTERM);
     if (m->text.ready || m->text.child) {
         texts_service_died(b, m->text.child, false);
     }
     m->text.ready = false;
     m->text.failed = (struct err){ 0 };
     m->text.tries = 0;
-    drop(b, &m->segment);
-    drop(b, &m->state_segment);
+    models_drop(b, &m->segment);
+    models_drop(b, &m->state_segment);
     m->state_made = false;
     m->segment_bytes = 0;
     m->header = false;
@@ -344,7 +341,7 @@ static void forget_weights(struct broker *b, struct model *m, const char *why)
     m->bind = BIND_NONE;
     m->worker = 0;
     swap_left(m);
-    model_move(m, MODEL_COLD, why);
+    models_move(m, MODEL_COLD, why);
 }
 
 void models_evict(struct broker *b, struct model *m, bool for_room, const char *why)
@@ -352,651 +349,11 @@ void models_evict(struct broker *b, struct model *m, bool for_room, const char *
     m->swap.evicting = for_room;
     if (m->state == MODEL_RESIDENT) {
         m->unload = true;
-        model_move(m, MODEL_DRAINING, why);
+        models_move(m, MODEL_DRAINING, why);
     } else if (m->state == MODEL_WARM && m->bind == BIND_NONE) {
         forget_weights(b, m, why);
     } else if (m->state == MODEL_WARM) {
         m->unload = true; /* a bind is on its way; it drains when it is there */
-    }
-}
-
-/* ---- loading ---- */
-
-static void add_arg(struct channel_msg *msg, const char *arg)
-{
-    size_t len = strlen(arg) + 1;
-    if (msg->argv_bytes + len <= sizeof msg->text) {
-        memcpy(msg->text + msg->argv_bytes, arg, len);
-        msg->argv_bytes += (uint32_t)len;
-    }
-}
-
-/* A CPU reads rows laid side by side ten times faster; a GPU takes the file's layout and re-lays on the device. */
-static const char *layout_wanted(const struct broker *b)
-{
-    for (uint32_t i = 0; i < b->workers.n; i++) {
-        if (strncmp(b->workers.list[i].device, "cuda", 4) == 0) {
-            return "file";
-        }
-    }
-    return "rows16";
-}
-
-static void start_load(struct broker *b, struct model *m)
-{
-    char number[32];
-    struct channel_msg create = { .op = CHANNEL_CREATE, .segment = broker_segment(b) };
-    snprintf(create.tag, sizeof create.tag, "weights %016" PRIx64 " %.64s", m->number,
-             m->file.name);
-    m->segment = create.segment;
-    m->segment_bytes = 0;
-    m->header = false;
-    m->load_noted = (struct err){ 0 };
-    keeper_line_ask(b->keeper, &create, NULL, 0, KEEPER_CREATE_WEIGHTS, m->number, 0);
-    struct channel_msg spawn = { .op = CHANNEL_SPAWN, .role = HERITAGE_LOADER, .n_grants = 1 };
-    spawn.grants[0].segment = m->segment;
-    spawn.grants[0].flags = CHANNEL_WRITABLE;
-    add_arg(&spawn, m->file.path);
-    if (b->config.source[0]) {
-        add_arg(&spawn, "--source");
-        add_arg(&spawn, b->config.source);
-    }
-    add_arg(&spawn, "--layout");
-    add_arg(&spawn, layout_wanted(b));
-    add_arg(&spawn, "--ram-budget");
-    uint64_t used = models_used(&b->models) - m->file.size_bytes; /* its own is not there yet */
-    snprintf(number, sizeof number, "%" PRIu64,
-             b->config.ram_budget > used ? b->config.ram_budget - used : 0);
-    add_arg(&spawn, number);
-    broker_random(spawn.token, sizeof spawn.token);
-    snprintf(spawn.tag, sizeof spawn.tag, "load %016" PRIx64 " %.64s", m->number, m->file.name);
-    m->loader_spawning = true;
-    m->loader_born_ms = b->now_ms;
-    keeper_line_ask(b->keeper, &spawn, NULL, 0, KEEPER_SPAWN_LOADER, m->number, 0);
-    model_move(m, MODEL_LOADING, m->pinned && !m->n_waiting ? "it is pinned" : "it is wanted");
-}
-
-/* The load ended without a model. */
-static void load_failed(struct broker *b, struct model *m, const struct err *why, bool final)
-{
-    drop(b, &m->segment);
-    m->segment_bytes = 0;
-    m->header = m->adopting = false;
-    m->loader = 0;
-    m->loader_spawning = false;
-    kill_child(b, m->text.child, SIGTERM);
-    m->text.ready = false;
-    swap_left(m);
-    model_move(m, MODEL_COLD, why->text);
-    m->load_tries++;
-    if (final || m->load_tries >= MODELS_LOAD_TRIES) {
-        m->load_tries = 0;
-        m->load_kills = 0;
-        m->error = *why;
-        log_error("model %s: %s", m->file.name, why->text);
-        m->pinned = false; /* a pin that cannot be kept would try for ever */
-        models_fail_waiting(b, m, why);
-        swap_failed(b, m);
-    } else {
-        m->loader_restarts++;
-    }
-    broker_alarm(b, b->now_ms);
-}
-
-void models_on_loader(struct broker *b, uint64_t number, uint32_t child, int32_t pid,
-                      const struct err *err)
-{
-    struct model *m = models_find_number(&b->models, number);
-    if (!m || !m->loader_spawning) {
-        return;
-    }
-    m->loader_spawning = false;
-    if (err->code != ERR_NONE) {
-        struct err why = *err;
-        err_wrap(&why, "loader of %s", m->file.name);
-        load_failed(b, m, &why, true);
-        return;
-    }
-    m->loader = child;
-    m->loader_pid = pid;
-}
-
-static void loaded(struct broker *b, struct model *m, const char *why)
-{
-    m->load_tries = m->load_kills = 0;
-    m->error = (struct err){ 0 };
-    m->used_ms = b->now_ms;
-    model_move(m, MODEL_WARM, why);
-    if (m->digest == 0) {
-        struct channel_msg take = { .op = CHANNEL_TAKE, .segment = m->segment };
-        keeper_line_ask(b->keeper, &take, NULL, 0, KEEPER_TAKE_WEIGHTS, m->number, m->segment);
-    }
-    broker_alarm(b, b->now_ms);
-}
-
-void models_on_weights(struct broker *b, uint64_t number, uint64_t segment, int fd,
-                       const struct err *err)
-{
-    struct model *m = models_find_number(&b->models, number);
-    struct weights_header header;
-    if (m && m->segment == segment) {
-        bool whole = err->code == ERR_NONE &&
-                     pread(fd, &header, sizeof header, 0) == (ssize_t)sizeof header &&
-                     header.magic == WEIGHTS_MAGIC &&
-                     atomic_load(&header.watermark) == header.data_bytes;
-        if (whole) {
-            m->digest = header.digest;
-            m->segment_bytes = header.segment_bytes;
-            m->header = true;
-        }
-        if (m->adopting) {
-            m->adopting = false;
-            if (whole) {
-                loaded(b, m, "the last broker left it");
-            } else {
-                drop(b, &m->segment);
-                m->segment_bytes = 0;
-                m->header = false;
-                swap_left(m);
-                model_move(m, MODEL_COLD, "what the last broker left is not whole");
-            }
-        }
-    }
-    if (fd >= 0) {
-        close(fd);
-    }
-}
-
-static void start_text(struct broker *b, struct model *m)
-{
-    char number[32];
-    struct channel_msg spawn = { .op = CHANNEL_SPAWN, .role = HERITAGE_TEXT, .n_grants = 1 };
-    spawn.grants[0].segment = m->segment;
-    add_arg(&spawn, "--text");
-    add_arg(&spawn, "--model");
-    snprintf(number, sizeof number, "%" PRIu64, m->number);
-    add_arg(&spawn, number);
-    broker_random(m->text.token, sizeof m->text.token);
-    memcpy(spawn.token, m->text.token, sizeof spawn.token);
-    snprintf(spawn.tag, sizeof spawn.tag, "text %016" PRIx64 " %.64s", m->number, m->file.name);
-    m->text.spawning = true;
-    m->text.born_ms = b->now_ms;
-    m->text.noted = (struct err){ 0 };
-    keeper_line_ask(b->keeper, &spawn, NULL, 0, KEEPER_SPAWN_TEXT, m->number, 0);
-}
-
-/* The text service cannot serve this model: who waits for text fails, who brings ids does not. */
-static void text_failed(struct broker *b, struct model *m, const struct err *why)
-{
-    m->text.failed = *why;
-    log_warn("text service of %s: %s", m->file.name, why->text);
-    texts_fail(b, m, why);
-}
-
-void models_on_text(struct broker *b, uint64_t number, uint32_t child, int32_t pid,
-                    const struct err *err)
-{
-    struct model *m = models_find_number(&b->models, number);
-    if (!m || !m->text.spawning) {
-        return;
-    }
-    m->text.spawning = false;
-    if (err->code != ERR_NONE) {
-        text_failed(b, m, err);
-        return;
-    }
-    m->text.child = child;
-    m->text.pid = pid;
-}
-
-bool models_on_note(struct broker *b, uint32_t child, uint32_t code, uint64_t value,
-                    const char *text)
-{
-    for (uint32_t i = 0; i < b->models.n; i++) {
-        struct model *m = b->models.list[i];
-        if (m->text.child == child && child && code == CHANNEL_NOTE_FAILED) {
-            err_set(&m->text.noted, value < ERR_N_CODES ? (enum err_code)value : ERR_FAILED, "%s",
-                    text);
-            return true;
-        }
-        if (m->loader != child || !child) {
-            continue;
-        }
-        m->watch.loader_quiet_ms = m->watch.loader_asked_ms = 0;
-        switch (code) {
-        case CHANNEL_NOTE_HEADER:
-            m->segment_bytes = value;
-            m->header = true;
-            break;
-        case CHANNEL_NOTE_LOADED:
-            m->header = true;
-            b->models.load_rate = value;
-            if (m->state == MODEL_LOADING) {
-                char why[64];
-                snprintf(why, sizeof why, "read at %.0f MB/s", (double)value / 1e6);
-                loaded(b, m, why);
-            }
-            break;
-        case CHANNEL_NOTE_FAILED:
-            err_set(&m->load_noted,
-                    value > 0 && value < ERR_N_CODES ? (enum err_code)value : ERR_FAILED, "%s",
-                    text);
-            break;
-        default:
-            break;
-        }
-        return true;
-    }
-    return false;
-}
-
-/* An error that a second run would only repeat. */
-static bool is_final(enum err_code code)
-{
-    return code == ERR_BAD_FILE || code == ERR_UNSUPPORTED || code == ERR_NOT_FOUND ||
-           code == ERR_NO_FIT || code == ERR_NO_MEMORY || code == ERR_REFUSED || code == ERR_USAGE;
-}
-
-static void loader_died(struct broker *b, struct model *m, int status)
-{
-    char how[64];
-    models_status_text(status, how, sizeof how);
-    m->loader = 0;
-    if (m->state != MODEL_LOADING) {
-        if (status != 0) {
-            log_warn("loader of %s: %s after its work was done", m->file.name, how);
-        }
-        return;
-    }
-    bool hung = m->watch.loader_killed;
-    m->watch.loader_killed = false;
-    if (WIFSIGNALED(status) && !models_fault_of(status) && !hung &&
-        ++m->load_kills < MODELS_KILLS_MAX) {
-        log_warn("loader of %s died: %s from outside; it begins again", m->file.name, how);
-        m->load_tries = 0;
-        struct err why;
-        err_set(&why, ERR_FAILED, "its loader was killed");
-        load_failed(b, m, &why, false);
-        m->load_tries = 0;
-        return;
-    }
-    struct err why = m->load_noted;
-    if (why.code == ERR_NONE) {
-        err_set(&why, ERR_FAILED, hung ? "loader of %s was hung%s" : "loader of %s died: %s",
-                m->file.name, hung ? "" : how);
-    }
-    load_failed(b, m, &why, m->load_noted.code != ERR_NONE && is_final(why.code));
-}
-
-static void text_died(struct broker *b, struct model *m, int status)
-{
-    char how[64];
-    struct model_text *t = &m->text;
-    uint32_t child = t->child;
-    bool was_ready = t->ready, fault = models_fault_of(status);
-    models_status_text(status, how, sizeof how);
-    t->child = 0;
-    t->pid = 0;
-    t->ready = false;
-    t->next_ms = b->now_ms;
-    if (m->state == MODEL_COLD || (WIFEXITED(status) && status == 0) ||
-        (WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM)) {
-        texts_service_died(b, child, false);
-        return; /* it was to go */
-    }
-    log_warn("text service of %s died: %s", m->file.name, how);
-    t->restarts++;
-    texts_service_died(b, child, fault);
-    if (fault && !was_ready && (++t->tries >= MODELS_TEXT_TRIES || is_final(t->noted.code))) {
-        struct err why = t->noted;
-        if (why.code == ERR_NONE) {
-            err_set(&why, ERR_FAILED, "the text service of %s died: %s", m->file.name, how);
-        }
-        text_failed(b, m, &why);
-    } else if (fault && !was_ready) {
-        t->next_ms = b->now_ms + WORKERS_BACKOFF_MIN;
-    }
-    broker_alarm(b, b->now_ms);
-}
-
-bool models_on_died(struct broker *b, uint32_t child, int status)
-{
-    for (uint32_t i = 0; i < b->models.n && child; i++) {
-        struct model *m = b->models.list[i];
-        if (m->loader == child) {
-            loader_died(b, m, status);
-            return true;
-        }
-        if (m->text.child == child) {
-            text_died(b, m, status);
-            return true;
-        }
-    }
-    return false;
-}
-
-bool models_on_hello(struct broker *b, const struct link_peer *peer, const Hearth__Hello *hello)
-{
-    for (uint32_t i = 0; i < b->models.n && hello->token.len == LIMIT_TOKEN_BYTES; i++) {
-        struct model *m = b->models.list[i];
-        if ((m->text.child || m->text.spawning) &&
-            memcmp(m->text.token, hello->token.data, LIMIT_TOKEN_BYTES) == 0) {
-            m->text.peer = *peer;
-            if (m->text.child == 0) {
-                m->text.child = hello->child;
-            }
-            /* A new connection: what the old one was sent is lost. */
-            texts_service_died(b, m->text.child, false);
-            m->text.ready = true;
-            m->text.tries = 0;
-            m->text.failed = (struct err){ 0 };
-            broker_alarm(b, b->now_ms);
-            return true;
-        }
-    }
-    return false;
-}
-
-/* ---- on the device ---- */
-
-static void bind_failed(struct broker *b, struct model *m, const struct err *why)
-{
-    m->bind = BIND_NONE;
-    m->worker = 0;
-    m->next_bind_ms = b->now_ms + WORKERS_BACKOFF_MAX;
-    m->error = *why;
-    drop(b, &m->state_segment);
-    m->state_made = false;
-    log_error("model %s: %s", m->file.name, why->text);
-    if (m->state == MODEL_RESIDENT) {
-        model_move(m, MODEL_WARM, "the worker cannot use it any more");
-    }
-    m->pinned = false;
-    models_fail_waiting(b, m, why);
-    swap_left(m);
-    swap_failed(b, m);
-    m->next_bind_ms = b->now_ms; /* who comes now may try anew */
-}
-
-static void say_bind(struct broker *b, struct model *m, struct worker *w)
-{
-    Hearth__WorkerBind bind = HEARTH__WORKER_BIND__INIT;
-    bind.model = m->number;
-    bind.segment = m->segment;
-    bind.name = message_str(m->file.name);
-    bind.has_ctx = true;
-    bind.ctx = b->config.ctx;
-    bind.has_kv_k = bind.has_kv_v = true;
-    bind.kv_k = message_str(m->kv_k);
-    bind.kv_v = message_str(m->kv_v);
-    bind.has_n_sequences = true;
-    bind.n_sequences = b->config.sequences;
-    uint64_t promised = swap_state_bytes(b, m), available = models_available(&b->models) / 2;
-    bind.has_state_bytes_max = true;
-    bind.state_bytes_max = m->state_segment       ? m->state_bytes
-                           : m->state_want        ? m->state_want
-                           : promised < available ? promised
-                                                  : available;
-    if (m->info.known) {
-        bind.ctx = m->info.ctx; /* requests were admitted to this context: it is not cut later */
-    }
-    if (post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_BIND, &bind) == 0) {
-        m->bind = BIND_ASKED;
-    } else {
-        broker_alarm(b, b->now_ms + 10);
-    }
-}
-
-void models_on_need(struct broker *b, uint32_t child, const Hearth__WorkerNeed *need)
-{
-    struct model *m = models_find_number(&b->models, need->model);
-    if (!m || m->worker != child || (m->bind != BIND_ASKED && m->bind != BIND_NEEDS)) {
-        return;
-    }
-    char fingerprint[MODELS_FINGERPRINT];
-    bool whole = message_copy(fingerprint, sizeof fingerprint, need->fingerprint);
-    m->bind = BIND_NEEDS;
-    if (m->state_segment && m->state_made && whole && m->state_bytes == need->state_bytes &&
-        strcmp(fingerprint, m->fingerprint) == 0) {
-        m->state_fresh = false; /* the dead worker's, trusted */
-    } else {
-        uint64_t available = models_available(&b->models);
-        drop(b, &m->state_segment);
-        m->state_made = false;
-        if (need->state_bytes > available) {
-            struct err why;
-            err_set(&why, ERR_NO_FIT,
-                    "model %s needs %.1f MiB for its state, %.1f MiB are "
-                    "available; a smaller ctx or fewer sequences need less",
-                    m->file.name, (double)need->state_bytes / 0x1p20, (double)available / 0x1p20);
-            bind_failed(b, m, &why);
-            return;
-        }
-        struct channel_msg create = { .op = CHANNEL_CREATE,
-                                      .segment = broker_segment(b),
-                                      .bytes = need->state_bytes };
-        strcpy(m->fingerprint, fingerprint);
-        snprintf(create.tag, sizeof create.tag, "state %016" PRIx64 " %s", m->number,
-                 m->fingerprint);
-        m->state_segment = create.segment;
-        m->state_bytes = m->state_want = need->state_bytes;
-        m->state_fresh = true;
-        keeper_line_ask(b->keeper, &create, NULL, 0, KEEPER_CREATE_STATE, m->number,
-                        create.segment);
-    }
-    struct worker *w = workers_find(&b->workers, child);
-    if (w) {
-        workers_grant(b, w, m->state_segment, true, false);
-    }
-}
-
-void models_on_state(struct broker *b, uint64_t number, uint64_t segment, const struct err *err)
-{
-    struct model *m = models_find_number(&b->models, number);
-    if (!m || m->state_segment != segment) {
-        return;
-    }
-    if (err->code == ERR_NONE) {
-        m->state_made = true;
-        return;
-    }
-    struct err why = *err;
-    err_wrap(&why, "state of model %s", m->file.name);
-    bind_failed(b, m, &why);
-}
-
-void models_on_bound(struct broker *b, uint32_t child, const Hearth__WorkerBound *bound)
-{
-    struct model *m = models_find_number(&b->models, bound->model);
-    if (!m || m->worker != child) {
-        return;
-    }
-    if (bound->has_code && bound->code.len && bound->code.data &&
-        !(bound->code.len == 4 && memcmp(bound->code.data, "none", 4) == 0)) {
-        char code[64];
-        struct err why = { 0 };
-        message_copy(code, sizeof code, bound->code);
-        why.code = err_code_of_name(code);
-        message_copy(why.text, sizeof why.text, bound->text);
-        bind_failed(b, m, &why);
-        return;
-    }
-    m->info = (struct model_info){
-        .known = true,
-        .ctx = bound->ctx,
-        .ctx_train = bound->ctx_train,
-        .n_vocab = bound->n_vocab,
-        .n_sequences = bound->n_sequences ? bound->n_sequences : 1,
-        .n_embd = bound->n_embd,
-        .piece_bytes_max = bound->piece_bytes_max,
-        .generates = !bound->has_generates || bound->generates,
-    };
-    message_copy(m->info.arch, sizeof m->info.arch, bound->arch);
-    message_copy(m->info.pooling, sizeof m->info.pooling, bound->pooling);
-    m->bind = BIND_BOUND;
-    m->bind_deaths = 0;
-    m->error = (struct err){ 0 };
-    if (m->state == MODEL_WARM) {
-        model_move(m, MODEL_RESIDENT, "the worker has it");
-        swap_arrived(b, m);
-    }
-    broker_alarm(b, b->now_ms);
-}
-
-void models_on_unbound(struct broker *b, uint32_t child, uint64_t number)
-{
-    struct model *m = models_find_number(&b->models, number);
-    if (!m || m->worker != child || m->bind != BIND_LEAVING) {
-        return;
-    }
-    m->bind = BIND_NONE;
-    m->worker = 0;
-    broker_alarm(b, b->now_ms);
-}
-
-void models_worker_died(struct broker *b, uint32_t child, bool by_fault)
-{
-    for (uint32_t i = 0; i < b->models.n; i++) {
-        struct model *m = b->models.list[i];
-        if (m->worker != child) {
-            continue;
-        }
-        if (m->bind == BIND_NONE) {
-            m->worker = 0; /* it was chosen, and told nothing yet */
-            continue;
-        }
-        bool binding = m->bind != BIND_BOUND && m->bind != BIND_LEAVING;
-        m->bind = BIND_NONE;
-        m->worker = 0;
-        if (by_fault && m->state_segment) {
-            log_info("model %s: state pages of a worker that failed are not believed",
-                     m->file.name);
-            drop(b, &m->state_segment);
-            m->state_made = false;
-        }
-        if (m->state == MODEL_RESIDENT) {
-            model_move(m, MODEL_WARM, "its worker died");
-        }
-        if (by_fault && binding && ++m->bind_deaths >= MODELS_BIND_DEATHS_MAX) {
-            struct err why;
-            err_set(&why, ERR_FAILED, "the worker died %u times while it took model %s",
-                    m->bind_deaths, m->file.name);
-            m->bind_deaths = 0;
-            bind_failed(b, m, &why);
-        }
-    }
-}
-
-void models_worker_has(struct broker *b, uint32_t child, uint64_t number)
-{
-    struct model *m = models_find_number(&b->models, number);
-    struct worker *w = workers_find(&b->workers, child);
-    if (m && w && (m->worker == child || m->worker == 0) && m->segment) {
-        /* Its bind is known, its facts may not be: a bind again is answered with them. */
-        bool serving = m->worker == child && m->bind == BIND_BOUND && m->info.known;
-        m->worker = child;
-        if (!serving) {
-            workers_grant(b, w, m->segment, false, false);
-            say_bind(b, m, w);
-        }
-    } else if (!m && w) {
-        Hearth__WorkerUnbind unbind = HEARTH__WORKER_UNBIND__INIT;
-        unbind.model = number;
-        post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_UNBIND, &unbind);
-    }
-}
-
-/* ---- what the last broker left ---- */
-
-/* The model of a tag's number: by the name behind it, else among all files there are. */
-static struct model *model_of_tag(struct broker *b, uint64_t number, const char *name)
-{
-    struct err ignored;
-    struct model *m = models_find_number(&b->models, number);
-    if (!m && *name) {
-        models_get(b, name, NULL, &ignored);
-        m = models_find_number(&b->models, number);
-    }
-    for (uint32_t i = 0; !m && i < b->config.n_aliases; i++) {
-        models_get(b, b->config.aliases[i].name, NULL, &ignored);
-        m = models_find_number(&b->models, number);
-    }
-    return m;
-}
-
-void models_adopt_segment(struct broker *b, uint64_t segment, uint64_t bytes, const char *tag)
-{
-    uint64_t number;
-    int used = 0;
-    struct model *m = NULL;
-    bool weights = sscanf(tag, "weights %" SCNx64 " %n", &number, &used) == 1 && used;
-    if (!weights && sscanf(tag, "state %" SCNx64 " %n", &number, &used) == 1 && used) {
-        m = model_of_tag(b, number, "");
-        if (m && !m->state_segment) {
-            m->state_segment = segment;
-            m->state_bytes = bytes;
-            m->state_made = true;
-            snprintf(m->fingerprint, sizeof m->fingerprint, "%s", tag + used);
-            return;
-        }
-    } else if (weights) {
-        m = model_of_tag(b, number, tag + used);
-        if (m && !m->segment) {
-            m->segment = segment;
-            m->segment_bytes = bytes;
-            m->adopting = true;
-            return;
-        }
-    }
-    log_info("segment %" PRIu64 " (%s) is nobody's any more", segment, tag);
-    drop(b, &segment);
-}
-
-void models_adopt_child(struct broker *b, uint32_t role, uint32_t child, int32_t pid,
-                        const uint8_t token[LIMIT_TOKEN_BYTES], const char *tag)
-{
-    uint64_t number;
-    int used = 0;
-    bool ours = (role == HERITAGE_LOADER &&
-                 sscanf(tag, "load %" SCNx64 " %n", &number, &used) == 1) ||
-                (role == HERITAGE_TEXT && sscanf(tag, "text %" SCNx64 " %n", &number, &used) == 1);
-    struct model *m = ours ? model_of_tag(b, number, tag + used) : NULL;
-    if (m && role == HERITAGE_LOADER && !m->loader) {
-        m->loader = child;
-        m->loader_pid = pid;
-        m->loader_born_ms = b->now_ms;
-    } else if (m && role == HERITAGE_TEXT && !m->text.child) {
-        m->text.child = child;
-        m->text.pid = pid;
-        m->text.born_ms = b->now_ms;
-        memcpy(m->text.token, token, sizeof m->text.token);
-    } else {
-        kill_child(b, child, SIGKILL);
-    }
-}
-
-void models_adopted(struct broker *b)
-{
-    for (uint32_t i = 0; i < b->models.n; i++) {
-        struct model *m = b->models.list[i];
-        m->swap.in_turn = m->segment != 0;
-        if (m->segment && m->adopting) {
-            model_move(m, MODEL_LOADING, "the last broker began it");
-            if (m->loader) {
-                m->adopting = false; /* its notes come again */
-            } else {
-                struct channel_msg take = { .op = CHANNEL_TAKE, .segment = m->segment };
-                keeper_line_ask(b->keeper, &take, NULL, 0, KEEPER_TAKE_WEIGHTS, m->number,
-                                m->segment);
-            }
-        } else if (m->loader) {
-            kill_child(b, m->loader, SIGKILL);
-            m->loader = 0;
-        }
-        if (!m->segment) {
-            drop(b, &m->state_segment);
-            m->state_made = false;
-        }
     }
 }
 
@@ -1081,7 +438,7 @@ static void act_cold(struct broker *b, struct model *m)
         models_fail_waiting(b, m, &err);
         swap_failed(b, m);
     } else if (room > 0) {
-        start_load(b, m);
+        models_start_load(b, m);
     }
 }
 
@@ -1099,7 +456,7 @@ static void act_text(struct broker *b, struct model *m)
         broker_alarm(b, t->next_ms);
         return;
     }
-    start_text(b, m);
+    models_start_text(b, m);
 }
 
 static void act_bind(struct broker *b, struct model *m)
@@ -1112,7 +469,7 @@ static void act_bind(struct broker *b, struct model *m)
         m->worker = w->child;
         workers_grant(b, w, m->segment, false, false);
         if (workers_granted(w, m->segment)) {
-            say_bind(b, m, w);
+            models_say_bind(b, m, w);
         }
     } else if (m->bind == BIND_NEEDS && m->state_made && workers_granted(w, m->state_segment)) {
         Hearth__WorkerState state = HEARTH__WORKER_STATE__INIT;
@@ -1146,10 +503,10 @@ static void act_draining(struct broker *b, struct model *m)
         }
     }
     if (m->bind == BIND_NONE && swap_keeps_weights(b, m)) {
-        drop(b, &m->state_segment);
+        models_drop(b, &m->state_segment);
         m->state_made = m->unload = false;
         swap_left(m);
-        model_move(m, MODEL_WARM, "its state makes room, its weights stay");
+        models_move(m, MODEL_WARM, "its state makes room, its weights stay");
         broker_alarm(b, b->now_ms);
     } else if (m->bind == BIND_NONE) {
         forget_weights(b, m, "nobody uses it any more");
@@ -1185,7 +542,7 @@ static void act_one(struct broker *b, struct model *m)
         }
         if (m->bind == BIND_BOUND) {
             /* The worker told of it before the keeper gave the segment that the last broker left. */
-            model_move(m, MODEL_RESIDENT, "the worker has it");
+            models_move(m, MODEL_RESIDENT, "the worker has it");
             swap_arrived(b, m);
             break;
         }
@@ -1193,7 +550,7 @@ static void act_one(struct broker *b, struct model *m)
         break;
     case MODEL_RESIDENT:
         if (m->unload) {
-            model_move(m, MODEL_DRAINING, "it is unloaded");
+            models_move(m, MODEL_DRAINING, "it is unloaded");
             act_draining(b, m);
         }
         break;

@@ -15,5 +15,5 @@ cmake -S "$top" -B "$build" -G Ninja >"$build.log" 2>&1 || { cat "$build.log"; e
 ninja -C "$build" >>"$build.log" 2>&1 || { grep -E -A12 'FAILED|error' "$build.log" | tail -n 60; exit 1; }
 rm -f "$build.log"
 echo "== testing${HEARTH_CONFORMANCE:+ with the conformance suites of $HEARTH_CONFORMANCE}"
-# A test of whole processes that fails once on a busy machine is run once more; a second failure counts.
-exec ctest --test-dir "$build" --output-on-failure --repeat until-pass:2 -j "$jobs" "$@"
+# A test of whole processes that fails on a busy machine is run again, twice at most; a third failure counts.
+exec ctest --test-dir "$build" --output-on-failure --repeat until-pass:3 -j "$jobs" "$@"

@@ -1,40 +1,14 @@
 #include "clients/direct/text_program.h"
 
-#include <stdint.h>
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "loader/text/unicode.h"
-
-static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+#include "proto/base64.h"
+#include "proto/utf8.h"
 
 /* ---- JSON ---- */
-
-/* NULL where text is no base64. Padding may be missing. */
-static char *decode_base64(const char *text, size_t len, size_t *out_len)
-{
-    char *out = malloc(len / 4 * 3 + 4);
-    unsigned value = 0, bits = 0;
-    *out_len = 0;
-    while (len && text[len - 1] == '=') {
-        len--;
-    }
-    for (size_t i = 0; out && i < len; i++) {
-        const char *digit = text[i] ? strchr(digits, text[i]) : NULL;
-        if (!digit) {
-            free(out);
-            return NULL;
-        }
-        value = (value << 6 | (unsigned)(digit - digits)) & 0xffffff;
-        bits += 6;
-        if (bits >= 8) {
-            bits -= 8;
-            out[(*out_len)++] = (char)(value >> bits & 0xff);
-        }
-    }
-    return out;
-}
 
 char *text_of_line(const struct json *line, size_t *len, struct err *err)
 {
@@ -49,7 +23,7 @@ char *text_of_line(const struct json *line, size_t *len, struct err *err)
     } else if (json_kind(coded) == JSON_STRING) {
         size_t coded_len;
         const char *bytes = json_as_str(coded, &coded_len);
-        out = decode_base64(bytes, coded_len, len);
+        out = (char *)base64_decode(bytes, coded_len, len);
     }
     if (!out) {
         err_set(err, ERR_BAD_INPUT, "neither \"text\" nor base64 in \"text_b64\"");
@@ -65,34 +39,15 @@ bool flag_of_line(const struct json *line, const char *key, bool otherwise)
 
 void put_base64(FILE *out, const char *bytes, size_t len)
 {
-    const uint8_t *p = (const uint8_t *)bytes;
-    for (size_t i = 0; i < len; i += 3) {
-        uint32_t value = (uint32_t)p[i] << 16;
-        value |= i + 1 < len ? (uint32_t)p[i + 1] << 8 : 0;
-        value |= i + 2 < len ? p[i + 2] : 0;
-        fputc(digits[value >> 18], out);
-        fputc(digits[value >> 12 & 63], out);
-        fputc(i + 1 < len ? digits[value >> 6 & 63] : '=', out);
-        fputc(i + 2 < len ? digits[value & 63] : '=', out);
-    }
-}
-
-static bool is_plain(const char *bytes, size_t len)
-{
-    for (size_t i = 0; i < len;) {
-        uint32_t code;
-        bool valid;
-        i += unicode_decode((const uint8_t *)bytes + i, len - i, &code, &valid);
-        if (!valid || code == 0) {
-            return false;
-        }
-    }
-    return true;
+    char *text = base64_encode(bytes, len);
+    assert(text); /* a third longer than what is in memory already */
+    fputs(text, out);
+    free(text);
 }
 
 void put_text_object(FILE *out, const char *bytes, size_t len)
 {
-    if (is_plain(bytes, len)) {
+    if (len == 0 || (utf8_valid(bytes, len) && !memchr(bytes, 0, len))) {
         struct json *text = json_new_str(bytes, len);
         fprintf(out, "{\"text\":%s}", json_text(text, NULL));
         json_destroy(&text);

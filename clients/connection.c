@@ -276,6 +276,22 @@ int connection_send(struct hearth *h, const Hearth__Envelope *e, const void *pay
     return 0;
 }
 
+/* The answer to a question that is pending goes to who asked. */
+static bool settle(struct hearth *h, const Hearth__Envelope *e)
+{
+    for (struct connection_pending *p = h->pending; p && e->cookie; p = p->next) {
+        if (p->cookie == e->cookie) {
+            p->cookie = 0;
+            p->refused = e->body_case == HEARTH__ENVELOPE__BODY_FAILED;
+            if (p->refused) {
+                connection_failed(&p->why, e->failed);
+            }
+            return true;
+        }
+    }
+    return false;
+}
+
 Hearth__Envelope *connection_recv(struct hearth *h, const uint8_t **payload, size_t *payload_len)
 {
     struct link_msg msg;
@@ -285,7 +301,7 @@ Hearth__Envelope *connection_recv(struct hearth *h, const uint8_t **payload, siz
         Hearth__Envelope *e = got > 0
                                   ? message_unpack(&h->arena, msg.envelope, msg.envelope_len, &err)
                                   : NULL;
-        if (e) {
+        if (e && !settle(h, e)) {
             *payload = msg.payload;
             *payload_len = msg.payload_len;
             return e;

@@ -18,6 +18,14 @@ enum connection_state {
     CONNECTION_UP,
 };
 
+/* An answer that is not waited for where it was asked: whoever reads the link puts it here. In a list of its connection. */
+struct connection_pending {
+    uint64_t cookie; /* 0: nothing is pending */
+    bool refused;    /* the answer was Failed, why says so */
+    struct err why;
+    struct connection_pending *next;
+};
+
 struct hearth {
     char run[92];
     char program[64];
@@ -25,6 +33,7 @@ struct hearth {
     uint32_t generation; /* grows with every new connection: who waits for an answer asks again */
     uint64_t number;     /* ours, from Welcome */
     uint64_t last_cookie;
+    struct connection_pending *pending; /* owned by the requests */
     struct link *link;
     int attach_fd;
     int page_fd, event_fd; /* the reader page and its eventfd */
@@ -54,7 +63,7 @@ int connection_turn(struct hearth *h, int timeout_ms, struct err *err);
 int connection_send(struct hearth *h, const Hearth__Envelope *e, const void *payload,
                     size_t payload_len, struct err *err);
 
-/* The next envelope from the broker, or NULL when none waits. payload is borrowed until the next call. */
+/* The next envelope from the broker that is nobody's pending answer, or NULL when none waits. payload is borrowed until the next call. */
 Hearth__Envelope *connection_recv(struct hearth *h, const uint8_t **payload, size_t *payload_len);
 
 /* Asks and waits for the answer: sends again after every new connection. `is_answer` tells whether an envelope is the one;

@@ -13,8 +13,9 @@ struct hearth_request {
     struct hearth_info info;
     struct journal_reader reader;
     struct journal_view view;
-    uint32_t resumed_on; /* the connection's generation that knows this request */
-    bool detach, ended, resuming;
+    uint32_t resumed_on;               /* the connection's generation that knows this request */
+    struct connection_pending resumed; /* what the broker says to a resumption */
+    bool detach, ended;
     struct hearth_alternative alternatives[LIMIT_ALTERNATIVES];
 };
 
@@ -180,6 +181,33 @@ static int check_ask(const struct hearth_ask *ask, struct err *err)
     return 0;
 }
 
+/* A request that its connection knows; NULL when there is no memory. */
+static struct hearth_request *request_create(struct hearth *h, bool detach)
+{
+    struct hearth_request *r = calloc(1, sizeof *r);
+    if (r) {
+        r->h = h;
+        r->detach = detach;
+        r->resumed.next = h->pending;
+        h->pending = &r->resumed;
+    }
+    return r;
+}
+
+static void request_destroy(struct hearth_request **rp)
+{
+    struct hearth_request *r = *rp;
+    if (r) {
+        struct connection_pending **at = &r->h->pending;
+        while (*at != &r->resumed) {
+            at = &(*at)->next;
+        }
+        *at = r->resumed.next;
+    }
+    free(r);
+    *rp = NULL;
+}
+
 struct hearth_request *hearth_submit(struct hearth *h, const struct hearth_ask *ask,
                                      struct hearth_error *error)
 {
@@ -188,13 +216,11 @@ struct hearth_request *hearth_submit(struct hearth *h, const struct hearth_ask *
     ProtobufCBinaryData stops[LIMIT_STOP_STRINGS];
     Hearth__Sampling sampling = HEARTH__SAMPLING__INIT;
     Hearth__Submit submit = HEARTH__SUBMIT__INIT;
-    struct hearth_request *r = calloc(1, sizeof *r);
+    struct hearth_request *r = request_create(h, ask->detach);
     if (!r) {
         err_set(&err, ERR_NO_MEMORY, "no memory for a request");
         goto fail;
     }
-    r->h = h;
-    r->detach = ask->detach;
     if (check_ask(ask, &err) < 0) {
         goto fail;
     }
@@ -233,7 +259,7 @@ struct hearth_request *hearth_submit(struct hearth *h, const struct hearth_ask *
     return r;
 fail:
     connection_error(error, &err);
-    free(r);
+    request_destroy(&r);
     return NULL;
 }
 
@@ -241,14 +267,12 @@ struct hearth_request *hearth_attach(struct hearth *h, const char *id, uint64_t 
                                      struct hearth_error *error)
 {
     struct err err = { 0 };
-    struct hearth_request *r = calloc(1, sizeof *r);
+    struct hearth_request *r = request_create(h, true);
     size_t id_len = r ? id_of_hex(id, r->id) : 0;
     if (!r || id_len < 2) {
         err_set(&err, r ? ERR_NOT_FOUND : ERR_NO_MEMORY, "'%s' is no request id", id);
         goto fail;
     }
-    r->h = h;
-    r->detach = true;
     Hearth__Resume resume = HEARTH__RESUME__INIT;
     resume.id = message_bytes(r->id, id_len);
     resume.has_after = true;
@@ -260,7 +284,7 @@ struct hearth_request *hearth_attach(struct hearth *h, const char *id, uint64_t 
     return r;
 fail:
     connection_error(error, &err);
-    free(r);
+    request_destroy(&r);
     return NULL;
 }
 
@@ -318,7 +342,7 @@ static void resume(struct hearth_request *r)
     e.cookie = ++r->h->last_cookie;
     if (connection_send(r->h, &e, NULL, 0, &ignored) == 0) {
         r->resumed_on = r->h->generation;
-        r->resuming = true;
+        r->resumed.cookie = e.cookie;
     }
 }
 
@@ -327,16 +351,11 @@ static int hear(struct hearth_request *r, struct err *err)
 {
     const uint8_t *payload;
     size_t len;
-    Hearth__Envelope *e;
-    while (r->h->state == CONNECTION_UP && (e = connection_recv(r->h, &payload, &len))) {
-        if (e->body_case == HEARTH__ENVELOPE__BODY_FAILED && r->resuming && e->has_cookie &&
-            e->cookie == r->h->last_cookie) {
-            connection_failed(err, e->failed);
-            return -1;
-        }
-        if (e->body_case == HEARTH__ENVELOPE__BODY_ACCEPTED) {
-            r->resuming = false;
-        }
+    while (r->h->state == CONNECTION_UP && connection_recv(r->h, &payload, &len)) {
+    }
+    if (r->resumed.refused) {
+        *err = r->resumed.why;
+        return -1;
     }
     return 0;
 }
@@ -430,6 +449,5 @@ void hearth_end(struct hearth_request **rp)
     } else if (!r->detach) {
         say_cancel(r->h, r->id, sizeof r->id);
     }
-    free(r);
-    *rp = NULL;
+    request_destroy(rp);
 }

@@ -40,7 +40,15 @@ struct matrix {
     uint32_t n_experts; /* 1 for a plain matrix */
     uint64_t row_bytes, expert_bytes;
     const uint8_t *data; /* NULL: the tensor is absent */
+    const uint8_t *const
+        *places; /* [n_experts] where each expert begins; NULL: expert_bytes apart */
 };
+
+/* Where the rows of an expert begin. */
+static inline const uint8_t *matrix_expert(const struct matrix *w, uint32_t e)
+{
+    return w->places ? w->places[e] : w->data + e * w->expert_bytes;
+}
 
 /* ---- keys and values ---- */
 
@@ -338,6 +346,10 @@ struct backend_ops {
     /* Names a place where ops will find the tensor and fills m; a CPU points into the mapping. f32 vectors too. The data may
      * not be there yet. */
     int (*import)(struct backend *, const struct weights_tensor *, struct matrix *, struct err *);
+    /* The same for n experts in tensors of their own, all of one type, layout and shape, as one matrix of n. places: the caller's
+     * [n], for the matrix's life; only a backend that cannot move weights fills it. */
+    int (*import_experts)(struct backend *, const struct weights_tensor *const *, uint32_t n,
+                          const uint8_t **places, struct matrix *, struct err *);
     int (*reserve)(struct backend *, const struct backend_limits *, struct err *);
     void *(*alloc)(struct backend *, size_t size_bytes, struct err *); /* zeroed, 64-byte aligned */
     void (*free)(struct backend *, void *);

@@ -70,6 +70,24 @@ bool bind_key_is(struct bind *b, const char *name, const char *text)
 
 /* ---- tensors ---- */
 
+/* What the backend imported from a tensor has the shape, and the backend has the kernel. */
+static int check_matrix(struct bind *b, const struct weights_tensor *t, uint32_t k, uint32_t m,
+                        uint32_t n_experts, const struct matrix *out)
+{
+    if (out->k != k || (m && out->m != m) || (n_experts && out->n_experts != n_experts) ||
+        out->m == 0 || out->m > BIND_DIM_MAX || out->n_experts == 0) {
+        return err_set(b->err, ERR_BAD_FILE, "tensor %s: %s [%u, %u, %u], expected [%u, %u, %u]",
+                       t->name, dtype_get(t->dtype)->name, out->k, out->m, out->n_experts, k, m,
+                       n_experts);
+    }
+    return b->backend->ops->check_matrix(b->backend, out, b->err);
+}
+
+static void note_data(struct bind *b, const struct weights_tensor *t)
+{
+    b->data_end = t->data_end > b->data_end ? t->data_end : b->data_end;
+}
+
 /* A matrix [k, m, n_experts]; m or n_experts 0: whatever the file has. */
 int bind_matrix(struct bind *b, const char *name, uint32_t k, uint32_t m, uint32_t n_experts,
                 enum want want, struct matrix *out)
@@ -80,20 +98,39 @@ int bind_matrix(struct bind *b, const char *name, uint32_t k, uint32_t m, uint32
         return want == WANT_REQUIRED ? err_set(b->err, ERR_BAD_FILE, "tensor %s is missing", name)
                                      : 0;
     }
-    if (b->backend->ops->import(b->backend, t, out, b->err) < 0) {
-        return -1;
+    note_data(b, t);
+    return b->backend->ops->import(b->backend, t, out, b->err) < 0
+               ? -1
+               : check_matrix(b, t, k, m, n_experts, out);
+}
+
+int bind_layer_experts(struct bind *b, uint32_t i, const char *part, uint32_t k, uint32_t m,
+                       uint32_t n_experts, const uint8_t **places, struct matrix *out)
+{
+    const struct weights_tensor *tensors[BIND_EXPERTS_MAX];
+    for (uint32_t e = 0; e < n_experts; e++) {
+        char name[BIND_NAME_BYTES];
+        bind_name(name, "blk.%u.%s.%u.weight", i, part, e);
+        const struct weights_tensor *t = tensors[e] = weights_find_tensor(b->w, name),
+                                    *first = tensors[0];
+        if (!t) {
+            return err_set(b->err, ERR_BAD_FILE, "tensor %s is missing", name);
+        }
+        if (t->dtype != first->dtype || t->layout != first->layout || t->ne[2] != 1 ||
+            memcmp(t->ne, first->ne, sizeof t->ne) != 0) {
+            return err_set(b->err, ERR_UNSUPPORTED,
+                           "tensor %s: %s [%llu, %llu, %llu], expert 0 is "
+                           "%s [%llu, %llu, 1]",
+                           name, dtype_get(t->dtype)->name, (unsigned long long)t->ne[0],
+                           (unsigned long long)t->ne[1], (unsigned long long)t->ne[2],
+                           dtype_get(first->dtype)->name, (unsigned long long)first->ne[0],
+                           (unsigned long long)first->ne[1]);
+        }
+        note_data(b, t);
     }
-    if (out->k != k || (m && out->m != m) || (n_experts && out->n_experts != n_experts) ||
-        out->m == 0 || out->m > BIND_DIM_MAX || out->n_experts == 0) {
-        return err_set(b->err, ERR_BAD_FILE, "tensor %s: %s [%u, %u, %u], expected [%u, %u, %u]",
-                       name, dtype_get(t->dtype)->name, out->k, out->m, out->n_experts, k, m,
-                       n_experts);
-    }
-    if (b->backend->ops->check_matrix(b->backend, out, b->err) < 0) {
-        return -1;
-    }
-    b->data_end = t->data_end > b->data_end ? t->data_end : b->data_end;
-    return 0;
+    return b->backend->ops->import_experts(b->backend, tensors, n_experts, places, out, b->err) < 0
+               ? -1
+               : check_matrix(b, tensors[0], k, m, n_experts, out);
 }
 
 /* n f32 values in any shape. */
@@ -122,7 +159,7 @@ int bind_vector(struct bind *b, const char *name, uint64_t n, enum want want, co
         return err_set(b->err, ERR_BAD_FILE, "tensor %s: data is not aligned to 4 bytes", name);
     }
     *out = (const float *)(const void *)m.data;
-    b->data_end = t->data_end > b->data_end ? t->data_end : b->data_end;
+    note_data(b, t);
     return 0;
 }
 

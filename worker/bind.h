@@ -10,8 +10,9 @@
 
 #define BIND_NAME_BYTES 128
 #define BIND_DIM_MAX                                                                               \
-    (1u << 24) /* any width of a model: far beyond what exists, far below overflow */
-#define BIND_REQUIRED UINT64_MAX /* as a fallback: the key must be there */
+    (1u << 24)                /* any width of a model: far beyond what exists, far below overflow */
+#define BIND_EXPERTS_MAX 1024 /* of one layer; the largest seen has 512 */
+#define BIND_REQUIRED    UINT64_MAX /* as a fallback: the key must be there */
 
 struct bind {
     const struct weights *w;
@@ -46,6 +47,9 @@ void bind_name(char out[BIND_NAME_BYTES], const char *format, ...)
 bool bind_has(struct bind *b, uint32_t i, const char *part);
 int bind_layer_matrix(struct bind *b, uint32_t i, const char *part, uint32_t k, uint32_t m,
                       uint32_t n_experts, enum want want, struct matrix *out);
+/* Tensors "blk.I.PART.E.weight" [k, m], one for each of n experts, as one matrix; places: [n], for its life. */
+int bind_layer_experts(struct bind *b, uint32_t i, const char *part, uint32_t k, uint32_t m,
+                       uint32_t n_experts, const uint8_t **places, struct matrix *out);
 int bind_layer_vector(struct bind *b, uint32_t i, const char *part, uint64_t n, enum want want,
                       const float **out);
 /* A matrix with its optional bias. */

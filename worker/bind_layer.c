@@ -2,8 +2,7 @@
 #include "worker/bind.h"
 
 #include <math.h>
-
-#define EXPERTS_MAX 1024 /* of one layer; the largest seen has 512 */
+#include <stdlib.h>
 
 static int is_local(struct bind *b, uint32_t i, bool *local)
 {
@@ -249,21 +248,33 @@ static int is_recurrent(struct bind *b, uint32_t i, bool *recurrent)
     return 0;
 }
 
+/* Files of before April 2024 have a tensor for each expert, "blk.I.ffn_gate.E.weight", in any order. */
+static int bind_single_experts(struct bind *b, uint32_t i, struct model_layer *l)
+{
+    uint32_t dim = b->m->dim, e = b->m->n_experts;
+    l->exp_places = calloc(3 * (size_t)e, sizeof *l->exp_places);
+    if (!l->exp_places) {
+        return err_set(b->err, ERR_NO_MEMORY, "layer %u: %u experts", i, e);
+    }
+    const uint8_t **places = l->exp_places;
+    if (bind_layer_experts(b, i, "ffn_gate", dim, 0, e, places, &l->exp_gate) < 0 ||
+        bind_layer_experts(b, i, "ffn_up", dim, l->exp_gate.m, e, places + e, &l->exp_up) < 0) {
+        return -1;
+    }
+    l->expert_dim = l->exp_gate.m;
+    return bind_layer_experts(b, i, "ffn_down", l->expert_dim, dim, e, places + 2 * e,
+                              &l->exp_down);
+}
+
 static int bind_experts(struct bind *b, uint32_t i, struct model_layer *l)
 {
     struct model *m = b->m;
     uint32_t e = m->n_experts;
     l->has_moe = true;
     l->merged = bind_has(b, i, "ffn_gate_up_exps.weight");
-    if (e == 0 || m->n_experts_used == 0 || m->n_experts_used > e || e > EXPERTS_MAX) {
+    if (e == 0 || m->n_experts_used == 0 || m->n_experts_used > e || e > BIND_EXPERTS_MAX) {
         return err_set(b->err, ERR_BAD_FILE, "layer %u: experts, but expert_count is %u, used %u",
                        i, e, m->n_experts_used);
-    }
-    if (bind_has(b, i, "ffn_gate.0.weight")) {
-        return err_set(b->err, ERR_UNSUPPORTED,
-                       "tensor blk.%u.ffn_gate.0.weight: experts in tensors of their own; convert "
-                       "the model again",
-                       i);
     }
     if (bind_layer_linear(b, i, "ffn_gate_inp", m->dim, e, WANT_REQUIRED, &l->router) < 0) {
         return -1;
@@ -278,6 +289,8 @@ static int bind_experts(struct bind *b, uint32_t i, struct model_layer *l)
             return err_set(b->err, ERR_BAD_FILE, "tensor %s: %u rows are no gate and up",
                            l->exp_up.name, l->exp_up.m);
         }
+    } else if (bind_has(b, i, "ffn_gate.0.weight")) {
+        return bind_single_experts(b, i, l);
     } else {
         if (bind_layer_matrix(b, i, "ffn_gate_exps", m->dim, 0, e, WANT_REQUIRED, &l->exp_gate) <
                 0 ||

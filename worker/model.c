@@ -283,6 +283,9 @@ void model_destroy(struct model **model)
     for (uint32_t i = 0; i < m->n_ropes; i++) {
         free(m->ropes[i].freq);
     }
+    for (uint32_t i = 0; m->layers && i < m->n_layers; i++) {
+        free(m->layers[i].exp_places);
+    }
     free(m->kv.layer);
     free(m->layers);
     free(m);

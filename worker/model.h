@@ -78,6 +78,8 @@ struct model_layer {
     uint32_t expert_dim, shared_dim;
     struct model_linear router;
     struct matrix exp_gate, exp_up, exp_down;
+    const uint8_t *
+        *exp_places; /* owned: matrix.places of all three, when each expert has its tensors */
     const float *exp_gate_bias, *exp_up_bias, *exp_down_bias, *exp_down_scale, *choice_bias;
     const float *router_scale; /* gemma4 */
     struct model_linear shared_gate, shared_up, shared_down, shared_router;

@@ -83,10 +83,12 @@ static void models_agree_with_the_cpu(void **state)
     static const struct {
         enum dtype weights, kv;
         uint32_t n_experts, window;
+        bool single_experts;
     } forms[] = {
-        { DTYPE_Q8_0, DTYPE_F16, 0, 0 },
-        { DTYPE_F16, DTYPE_Q8_0, 0, 20 },
-        { DTYPE_Q8_0, DTYPE_BF16, 4, 0 },
+        { DTYPE_Q8_0, DTYPE_F16, 0, 0, false },
+        { DTYPE_F16, DTYPE_Q8_0, 0, 20, false },
+        { DTYPE_Q8_0, DTYPE_BF16, 4, 0, false },
+        { DTYPE_Q8_0, DTYPE_BF16, 4, 0, true },
     };
     for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
         struct tiny t = tiny_default;
@@ -94,6 +96,7 @@ static void models_agree_with_the_cpu(void **state)
         t.dtype = forms[i].weights;
         t.n_experts = forms[i].n_experts;
         t.window = forms[i].window;
+        t.single_experts = forms[i].single_experts;
         for (int cuda = 0; cuda < 2; cuda++) {
             struct rig r;
             rig_start(&r, &t, cuda, forms[i].kv);

@@ -288,6 +288,33 @@ static void forward_gives_the_same_bits_with_experts(void **state)
     check_model(&t, false, DTYPE_BF16);
 }
 
+/* Files of before April 2024: a tensor for each expert, wherever it lies. */
+static void forward_gives_the_same_bits_with_single_experts(void **state)
+{
+    (void)state;
+    const enum dtype types[] = { DTYPE_F32, DTYPE_F16, DTYPE_Q8_0 };
+    for (int i = 0; i < 6; i++) {
+        struct tiny t = tiny_default;
+        const struct setting s = { i < 3, i < 3 ? DTYPE_F32 : DTYPE_F16, 2, NULL };
+        float *logits[2];
+        struct rig r;
+        t.dtype = types[i % 3];
+        t.n_experts = 4;
+        for (int single = 0; single < 2; single++) {
+            t.single_experts = single;
+            rig_start(&r, &t, &s);
+            logits[single] = new_logits(&r);
+            run(&r, begin(&r, 1), 0, 0, N_IDS, 50, logits[single]);
+            if (single) {
+                expect_same(&r, logits[0], logits[1], "experts in tensors of their own");
+            }
+            rig_stop(&r);
+        }
+        free(logits[0]);
+        free(logits[1]);
+    }
+}
+
 static void forward_gives_the_same_bits_through_a_window(void **state)
 {
     (void)state;
@@ -352,6 +379,7 @@ int main(void)
         cmocka_unit_test(forward_gives_the_same_bits_with_quantised_weights),
         cmocka_unit_test(forward_gives_the_same_bits_with_quantised_keys),
         cmocka_unit_test(forward_gives_the_same_bits_with_experts),
+        cmocka_unit_test(forward_gives_the_same_bits_with_single_experts),
         cmocka_unit_test(forward_gives_the_same_bits_through_a_window),
         cmocka_unit_test(forward_refuses_and_changes_nothing),
         cmocka_unit_test(forward_counts_its_progress),

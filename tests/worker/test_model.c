@@ -75,6 +75,20 @@ static void model_names_type_and_shape_of_a_wrong_tensor(void **state)
                    "blk.2.ffn_down.weight: F32 [96, 63, 1], expected [96, 64, 1]");
 }
 
+static void model_names_an_expert_that_is_not_like_the_others(void **state)
+{
+    (void)state;
+    struct tiny t = tiny_default;
+    t.n_experts = 3;
+    t.single_experts = true;
+    t.omit = "blk.1.ffn_up.2.weight";
+    expect_refusal(&t, ERR_BAD_FILE, "blk.1.ffn_up.2.weight is missing");
+    t.omit = NULL;
+    t.bend = "blk.2.ffn_down.1.weight";
+    expect_refusal(&t, ERR_UNSUPPORTED,
+                   "blk.2.ffn_down.1.weight: F32 [96, 63, 1], expert 0 is F32 [96, 64, 1]");
+}
+
 static void model_refuses_numbers_that_make_no_sense(void **state)
 {
     (void)state;
@@ -123,6 +137,7 @@ int main(void)
         cmocka_unit_test(model_binds_a_small_llama),
         cmocka_unit_test(model_names_what_is_missing),
         cmocka_unit_test(model_names_type_and_shape_of_a_wrong_tensor),
+        cmocka_unit_test(model_names_an_expert_that_is_not_like_the_others),
         cmocka_unit_test(model_refuses_numbers_that_make_no_sense),
         cmocka_unit_test(model_refuses_an_unknown_architecture),
         cmocka_unit_test(model_fingerprint_follows_the_layout),

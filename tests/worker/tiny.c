@@ -90,6 +90,21 @@ static void plan_layer_tensor(struct tiny_build *s, uint32_t i, const char *part
     plan_tensor(s, name, dtype, k, m, e);
 }
 
+static void plan_experts(struct tiny_build *s, uint32_t i, const char *part, uint64_t k, uint64_t m)
+{
+    char one[32];
+    if (!s->t->single_experts) {
+        snprintf(one, sizeof one, "%s_exps", part);
+        plan_layer_tensor(s, i, one, s->t->dtype, k, m, s->t->n_experts);
+        return;
+    }
+    for (uint32_t e = 0; e < s->t->n_experts; e++) {
+        snprintf(one, sizeof one, "%s.%u", part, e);
+        plan_layer_tensor(s, i, one, s->t->dtype, k, m, 1);
+        s->data_bytes += 32 * e;
+    }
+}
+
 static void plan_layer(struct tiny_build *s, uint32_t i)
 {
     const struct tiny *t = s->t;
@@ -102,9 +117,9 @@ static void plan_layer(struct tiny_build *s, uint32_t i)
     plan_layer_tensor(s, i, "ffn_norm", DTYPE_F32, t->dim, 1, 1);
     if (e) {
         plan_layer_tensor(s, i, "ffn_gate_inp", DTYPE_F32, t->dim, e, 1);
-        plan_layer_tensor(s, i, "ffn_gate_exps", t->dtype, t->dim, t->ffn_dim, e);
-        plan_layer_tensor(s, i, "ffn_up_exps", t->dtype, t->dim, t->ffn_dim, e);
-        plan_layer_tensor(s, i, "ffn_down_exps", t->dtype, t->ffn_dim, t->dim, e);
+        plan_experts(s, i, "ffn_gate", t->dim, t->ffn_dim);
+        plan_experts(s, i, "ffn_up", t->dim, t->ffn_dim);
+        plan_experts(s, i, "ffn_down", t->ffn_dim, t->dim);
         return;
     }
     plan_layer_tensor(s, i, "ffn_gate", t->dtype, t->dim, t->ffn_dim, 1);

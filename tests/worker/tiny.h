@@ -2,12 +2,15 @@
  * look like llama's. Tests bend it by leaving tensors out or by giving them wrong shapes. */
 #pragma once
 
+#include <stdbool.h>
+
 #include "proto/weights.h"
 
 struct tiny {
     const char *arch; /* NULL: llama */
     uint32_t n_layers, dim, n_heads, n_kv_heads, head_dim, ffn_dim, vocab_size, n_experts, window;
     enum dtype dtype;     /* of matrices: F32, F16, Q8_0 */
+    bool single_experts;  /* each expert in tensors of its own, unevenly spaced; the same weights */
     const char *omit;     /* tensor that is left out */
     const char *bend;     /* tensor whose rows are one too few */
     const char *omit_key; /* without the architecture's prefix */

@@ -82,6 +82,21 @@ static int cpu_import(struct backend *b, const struct weights_tensor *t, struct 
     return 0;
 }
 
+/* They lie where the file has them: anywhere. */
+static int cpu_import_experts(struct backend *b, const struct weights_tensor *const *t, uint32_t n,
+                              const uint8_t **places, struct matrix *m, struct err *err)
+{
+    if (cpu_import(b, t[0], m, err) < 0) {
+        return -1;
+    }
+    for (uint32_t e = 0; e < n; e++) {
+        places[e] = t[e]->data;
+    }
+    m->n_experts = n;
+    m->places = places;
+    return 0;
+}
+
 static int check_matrix_exact(struct backend *b, const struct matrix *w, struct err *err)
 {
     (void)b;
@@ -150,8 +165,8 @@ void cpu_parallel(struct cpu_backend *c, uint32_t n_items, uint32_t grain, cpu_p
     .embed = cpu_embed, .norm = cpu_norm, .rope_table = cpu_rope_table, .rope = cpu_rope,          \
     .act = cpu_act, .moe_route = cpu_moe_route, .moe_sum = cpu_moe_sum, .add = cpu_add,            \
     .gather = cpu_gather, .delta_net = cpu_delta_net, .import = cpu_import,                        \
-    .reserve = cpu_reserve, .alloc = cpu_alloc, .free = cpu_free, .upload = cpu_upload,            \
-    .download = cpu_download, .close = cpu_close
+    .import_experts = cpu_import_experts, .reserve = cpu_reserve, .alloc = cpu_alloc,              \
+    .free = cpu_free, .upload = cpu_upload, .download = cpu_download, .close = cpu_close
 
 static const struct backend_ops exact_ops = {
     COMMON_OPS,

@@ -256,7 +256,7 @@ static bool streams(const struct product *p, uint32_t g0, uint32_t n_groups, uin
 static void run_block(const struct job *job, const struct product *p, uint32_t expert, uint32_t g0,
                       uint32_t n_groups, uint32_t panel0, uint32_t panel1, struct lane_scratch *s)
 {
-    const uint8_t *base = p->w->data + expert * p->w->expert_bytes;
+    const uint8_t *base = matrix_expert(p->w, expert);
     uint32_t block_col0 = job->panels[panel0].col0;
     const struct panel *last = &job->panels[panel1 - 1];
     uint32_t n_cols = last->col0 + last->n_cols - block_col0;

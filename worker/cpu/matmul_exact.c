@@ -25,7 +25,7 @@ static float dot(const float *w, const float *x, uint32_t k)
 const float *cpu_weight_row(struct cpu_backend *c, const struct matrix *w, uint32_t e, uint32_t i,
                             uint32_t part)
 {
-    const uint8_t *expert = w->data + e * w->expert_bytes;
+    const uint8_t *expert = matrix_expert(w, e);
     const uint8_t *row = expert + i * w->row_bytes;
     float *values = (float *)(void *)c->scratch + (size_t)part * CPU_ROW_WORDS * c->limits.max_k;
     uint8_t *bytes = (uint8_t *)(values + c->limits.max_k);

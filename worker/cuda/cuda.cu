@@ -187,6 +187,7 @@ static struct backend_ops make_ops(void)
     ops.check_matrix = cuda_matmul_check;
     ops.check_kv = cuda_attention_check;
     ops.import = cuda_import;
+    ops.import_experts = cuda_import_experts;
     ops.reserve = cuda_reserve;
     ops.alloc = cuda_alloc;
     ops.free = cuda_free;

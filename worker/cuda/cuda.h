@@ -65,6 +65,8 @@ void *cuda_alloc(struct backend *b, size_t size_bytes, struct err *err);
 void cuda_free(struct backend *b, void *memory);
 int cuda_import(struct backend *b, const struct weights_tensor *t, struct matrix *m,
                 struct err *err);
+int cuda_import_experts(struct backend *b, const struct weights_tensor *const *tensors, uint32_t n,
+                        const uint8_t **places, struct matrix *m, struct err *err);
 int cuda_arrived(struct backend *b, uint64_t data_end, struct err *err);
 void cuda_release(struct backend *b, const uint8_t *base, size_t size_bytes);
 int cuda_tables_create(struct cuda_backend *c, struct err *err);

@@ -16,7 +16,7 @@ extern "C" {
 struct cuda_tensor {
     struct cuda_tensor *next;
     struct weights_tensor from; /* data in the mapping: read when it has arrived */
-    uint8_t *device;            /* owned */
+    uint8_t *device;            /* owned; by the first one of a stack of experts */
     uint64_t row_bytes, stride; /* there and here */
     bool there;
 };
@@ -152,11 +152,13 @@ static int upload_tensor(struct cuda_backend *c, const struct cuda_tensor *own, 
     return c->base.ops->upload(&c->base, own->device, own->from.data, own->row_bytes * n_rows, err);
 }
 
-int cuda_import(struct backend *b, const struct weights_tensor *t, struct matrix *m,
-                struct err *err)
+int cuda_import_experts(struct backend *b, const struct weights_tensor *const *tensors, uint32_t n,
+                        const uint8_t **places, struct matrix *m, struct err *err)
 {
     struct cuda_backend *c = cuda_of(b);
+    const struct weights_tensor *t = tensors[0];
     uint64_t row_bytes;
+    (void)places; /* they come to lie side by side */
     if (t->ne[0] > UINT32_MAX || t->ne[1] > UINT32_MAX || t->ne[2] > UINT32_MAX || t->ne[3] != 1) {
         return err_set(err, ERR_UNSUPPORTED, "tensor %s: shape beyond 32 bits", t->name);
     }
@@ -165,32 +167,42 @@ int cuda_import(struct backend *b, const struct weights_tensor *t, struct matrix
     }
     /* Vectors and tables of floats are read as one run of values. */
     uint64_t stride = cut_of(t->dtype) ? round_up(row_bytes, ROW_ALIGN) : row_bytes;
-    struct cuda_tensor *own = (struct cuda_tensor *)calloc(1, sizeof *own);
-    if (!own) {
-        return err_set(err, ERR_NO_MEMORY, "tensor %s", t->name);
-    }
-    own->device = (uint8_t *)cuda_alloc(b, stride * t->ne[1] * t->ne[2], err);
-    if (!own->device) {
-        free(own);
+    uint64_t bytes = stride * t->ne[1] * t->ne[2];
+    uint8_t *device = (uint8_t *)cuda_alloc(b, bytes * n, err);
+    if (!device) {
         return err_wrap(err, "tensor %s", t->name);
     }
-    own->from = *t;
-    own->row_bytes = row_bytes;
-    own->stride = stride;
-    own->next = c->tensors;
-    c->tensors = own;
+    for (uint32_t e = 0; e < n; e++) {
+        struct cuda_tensor *own = (struct cuda_tensor *)calloc(1, sizeof *own);
+        if (!own) {
+            cuda_free(b, e == 0 ? device : NULL);
+            return err_set(err, ERR_NO_MEMORY, "tensor %s", t->name);
+        }
+        own->from = *tensors[e];
+        own->device = device + e * bytes;
+        own->row_bytes = row_bytes;
+        own->stride = stride;
+        own->next = c->tensors;
+        c->tensors = own;
+    }
     struct matrix out = {};
     out.name = t->name;
     out.dtype = t->dtype;
     out.layout = WEIGHTS_LAYOUT_FILE;
     out.k = (uint32_t)t->ne[0];
     out.m = (uint32_t)t->ne[1];
-    out.n_experts = (uint32_t)t->ne[2];
+    out.n_experts = (uint32_t)t->ne[2] * n;
     out.row_bytes = stride;
     out.expert_bytes = stride * t->ne[1];
-    out.data = own->device;
+    out.data = device;
     *m = out;
     return 0;
+}
+
+int cuda_import(struct backend *b, const struct weights_tensor *t, struct matrix *m,
+                struct err *err)
+{
+    return cuda_import_experts(b, &t, 1, NULL, m, err);
 }
 
 int cuda_arrived(struct backend *b, uint64_t data_end, struct err *err)

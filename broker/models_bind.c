@@ -22,6 +22,7 @@ static void bind_failed(struct broker *b, struct model *m, const struct err *why
         models_move(m, MODEL_WARM, "the worker cannot use it any more");
     }
     m->pinned = false;
+    m->unload = why->code == ERR_UNSUPPORTED || why->code == ERR_BAD_FILE; /* it will never do */
     models_fail_waiting(b, m, why);
     swap_left(m);
     swap_failed(b, m);

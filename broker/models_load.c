@@ -197,6 +197,22 @@ void models_on_text(struct broker *b, uint64_t number, uint32_t child, int32_t p
     m->text.pid = pid;
 }
 
+/* The head is sound. A model that no device computes is refused here, before its data is read; one that is only wanted for
+ * its tokenizer may come. */
+static void head_accepted(struct broker *b, struct model *m, uint64_t segment_bytes,
+                          const char *text)
+{
+    const char *arch = strstr(text, "arch=");
+    m->segment_bytes = segment_bytes;
+    m->header = true;
+    if (arch && arch[5] && m->want_resident && !workers_compute(&b->workers, arch + 5)) {
+        struct err why;
+        err_set(&why, ERR_UNSUPPORTED, "%s: architecture %s is not known", m->file.path, arch + 5);
+        models_kill(b, m->loader, SIGKILL);
+        load_failed(b, m, &why, true);
+    }
+}
+
 bool models_on_note(struct broker *b, uint32_t child, uint32_t code, uint64_t value,
                     const char *text)
 {
@@ -213,8 +229,7 @@ bool models_on_note(struct broker *b, uint32_t child, uint32_t code, uint64_t va
         m->watch.loader_quiet_ms = m->watch.loader_asked_ms = 0;
         switch (code) {
         case CHANNEL_NOTE_HEADER:
-            m->segment_bytes = value;
-            m->header = true;
+            head_accepted(b, m, value, text);
             break;
         case CHANNEL_NOTE_LOADED:
             m->header = true;

@@ -79,6 +79,22 @@ struct worker *workers_for(struct broker *b, const struct model *m)
     return best;
 }
 
+bool workers_compute(const struct workers *t, const char *architecture)
+{
+    size_t len = strlen(architecture);
+    for (uint32_t i = 0; i < t->n; i++) {
+        const char *list = t->list[i].architectures, *at = list;
+        while ((at = strstr(at, architecture)) &&
+               ((at > list && at[-1] != ' ') || at[len] != ' ')) {
+            at++;
+        }
+        if (at || !list[0]) {
+            return true;
+        }
+    }
+    return false;
+}
+
 bool workers_all_down(const struct workers *t, struct err *why)
 {
     for (uint32_t i = 0; i < t->n; i++) {
@@ -309,6 +325,9 @@ bool workers_on_hello(struct broker *b, const struct link_peer *peer, const Hear
     }
     if (hello->has_isa) {
         message_copy(w->isa, sizeof w->isa, hello->isa);
+    }
+    if (hello->has_architectures) {
+        message_copy(w->architectures, sizeof w->architectures, hello->architectures);
     }
     w->memory_bytes = hello->has_memory_bytes ? hello->memory_bytes : w->memory_bytes;
     w->threads = hello->has_threads ? hello->threads : w->threads;

@@ -39,6 +39,7 @@ struct worker_grant {
 struct worker {
     char device[64]; /* as configured, then as it says itself */
     char isa[32];
+    char architectures[LIMIT_ARCH_NAMES_BYTES]; /* as Hello says them; empty: not said */
     enum worker_state state;
     bool spawning; /* SPAWN is out */
     uint32_t child;
@@ -70,6 +71,9 @@ struct worker *workers_find(struct workers *w, uint32_t child);
 
 /* The worker that is to serve a model: where it is bound, else the one with the fewest models. NULL: none is ready. */
 struct worker *workers_for(struct broker *b, const struct model *m);
+
+/* False when every worker said what it computes and none said this; true while one of them is to come. */
+bool workers_compute(const struct workers *w, const char *architecture);
 
 /* True when no device can serve: why. */
 bool workers_all_down(const struct workers *w, struct err *why);

@@ -265,6 +265,24 @@ int load_check_model(const struct load *l, struct err *err)
     return 0;
 }
 
+void load_architecture(const struct load *l, char *out, size_t size)
+{
+    const struct gguf_kv *kv = gguf_find(&l->parts[0].gguf, "general.architecture");
+    const char *text;
+    uint64_t len;
+    if (!kv || !gguf_kv_str(kv, &text, &len)) {
+        len = 0;
+    }
+    len = len < size ? len : size - 1;
+    for (uint64_t i = 0; i < len; i++) {
+        out[i] = text[i];
+        if (text[i] <= ' ' || text[i] > '~') {
+            out[i] = '?';
+        }
+    }
+    out[len] = '\0';
+}
+
 uint64_t load_data_bytes(const struct load *l)
 {
     return l->data_bytes;

@@ -40,6 +40,9 @@ int load_parse(struct load *l, enum weights_layout layout, struct err *err);
  * which gives the values' memory back. */
 int load_check_model(const struct load *l, struct err *err);
 
+/* general.architecture, cut to fit and with '?' for what is no plain character; "" when it is missing. As load_check_model. */
+void load_architecture(const struct load *l, char *out, size_t size);
+
 /* Bytes of all tensor data, gaps included. After load_parse. */
 uint64_t load_data_bytes(const struct load *l);
 

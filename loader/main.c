@@ -138,8 +138,12 @@ static double now_s(void)
 static int load(struct load *l, struct source *source, const struct options *o, int fd, int meminfo,
                 int channel, struct err *err)
 {
-    if (load_parse(l, o->layout, err) < 0 || load_check_model(l, err) < 0 ||
-        room_check(meminfo, load_data_bytes(l), o->budget_bytes, err) < 0 ||
+    char arch[64];
+    if (load_parse(l, o->layout, err) < 0 || load_check_model(l, err) < 0) {
+        return -1;
+    }
+    load_architecture(l, arch, sizeof arch);
+    if (room_check(meminfo, load_data_bytes(l), o->budget_bytes, err) < 0 ||
         load_publish(l, fd, err) < 0) {
         return -1;
     }
@@ -148,8 +152,8 @@ static int load(struct load *l, struct source *source, const struct options *o, 
     char text[256];
     snprintf(text, sizeof text,
              "device=%" PRIu64 " inode=%" PRIu64 " size=%" PRIu64 " mtime_ns=%" PRId64
-             " digest=%016" PRIx64,
-             id.device, id.inode, id.size_bytes, id.mtime_ns, id.digest);
+             " digest=%016" PRIx64 " arch=%s",
+             id.device, id.inode, id.size_bytes, id.mtime_ns, id.digest, arch);
     log_info("head accepted: segment of %" PRIu64 " bytes, %s", load_segment_bytes(l), text);
     note(channel, CHANNEL_NOTE_HEADER, load_segment_bytes(l), text);
 

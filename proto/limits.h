@@ -24,6 +24,7 @@
 #define LIMIT_ALTERNATIVES      20  /* log-probabilities beside the chosen one */
 #define LIMIT_PROMPT_TOKENS     (LIMIT_PAYLOAD_BYTES / 4)
 #define LIMIT_CTX_TOKENS        (1u << 20)  /* positions of one sequence */
+#define LIMIT_ARCH_NAMES_BYTES  2048        /* names of all architectures that a worker computes */
 #define LIMIT_MODEL_NAME_BYTES  256         /* alias, file name or path, with its NUL */
 #define LIMIT_REASON_BYTES      384         /* text of an end's reason */
 #define LIMIT_TEMPLATE_BYTES    (48u << 10) /* an alias's own template: travels in an envelope */

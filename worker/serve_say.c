@@ -1,7 +1,9 @@
 /* What the worker says to the broker: Hello with all it holds, ends, needs; kept until the link takes it. */
 #include "worker/serve_parts.h"
 
+#include <assert.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sysinfo.h>
@@ -51,6 +53,18 @@ void serve_outbox_flush(struct serve *s)
         }
         serve_outbox_pop(s);
     }
+}
+
+/* The names of the table's rows, a space behind each: the broker refuses other models before they are read. */
+static const char *architectures(void)
+{
+    static char names[LIMIT_ARCH_NAMES_BYTES];
+    size_t n = 0;
+    for (uint32_t i = 0; arch_at(i); i++) {
+        n += (size_t)snprintf(names + n, sizeof names - n, "%s ", arch_at(i)->name);
+        assert(n < sizeof names);
+    }
+    return names;
 }
 
 static const char *isa_name(void)
@@ -118,6 +132,8 @@ void serve_say_hello(struct serve *s)
     hello.has_isa = hello.has_threads = true;
     hello.isa = message_str(isa_name());
     hello.threads = s->options.threads;
+    hello.has_architectures = true;
+    hello.architectures = message_str(architectures());
     serve_say(s, HEARTH__ENVELOPE__BODY_HELLO, &hello);
 }
 

@@ -217,6 +217,8 @@ static inline void rig_worker_hello(struct rig *r)
     hello.token = message_bytes(r->children[child - 2].token, LIMIT_TOKEN_BYTES);
     hello.has_child = true;
     hello.child = child;
+    hello.has_architectures = true;
+    hello.architectures = message_str("llama qwen2moe ");
     assert_true(workers_on_hello(r->b, &peer, &hello));
 }
 

@@ -86,6 +86,65 @@ static void outside_kill_of_a_loader_begins_again_and_an_error_is_told(void **st
     rig_close(&r);
 }
 
+/* A file that no worker computes is refused at its head; a whole name counts. */
+static void unknown_architecture_is_refused_before_its_data_is_read(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_open(&r);
+    rig_model(&r, "a", 1000);
+    ready(&r);
+    struct model *m = named(&r, "a");
+    static const char *const unknown[] = { "mamba9", "qwen2", "moe", "llama2" };
+    for (size_t i = 0; i < sizeof unknown / sizeof unknown[0]; i++) {
+        char text[64];
+        snprintf(text, sizeof text, "digest=1 arch=%s", unknown[i]);
+        load(&r, m, false);
+        uint32_t loader = rig_child(&r, HERITAGE_LOADER);
+        rig_note(&r, loader, CHANNEL_NOTE_HEADER, 4096, text);
+        rig_turns(&r);
+        assert_int_equal(m->state, MODEL_COLD);
+        assert_int_equal(m->error.code, ERR_UNSUPPORTED);
+        assert_non_null(strstr(m->error.text, unknown[i]));
+        assert_int_equal(r.b->models.n_asks, 0);
+        assert_true(models_used(&r.b->models) == 0);
+        rig_died(&r, loader, SIGKILL);
+        rig_turns(&r);
+        assert_int_equal(m->state, MODEL_COLD);
+    }
+    load(&r, m, false);
+    rig_note(&r, rig_child(&r, HERITAGE_LOADER), CHANNEL_NOTE_HEADER, 4096,
+             "digest=1 arch=qwen2moe");
+    rig_turns(&r);
+    assert_int_equal(m->state, MODEL_LOADING);
+    rig_close(&r);
+}
+
+/* What the worker cannot bind for the file's sake keeps no RAM. */
+static void model_that_cannot_be_bound_leaves(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_open(&r);
+    rig_model(&r, "a", 1000);
+    ready(&r);
+    struct model *m = named(&r, "a");
+    load(&r, m, false);
+    rig_loaded(&r, 4096);
+    assert_int_equal(m->bind, BIND_ASKED);
+    Hearth__WorkerBound bound = HEARTH__WORKER_BOUND__INIT;
+    bound.model = m->number;
+    bound.has_code = bound.has_text = true;
+    bound.code = message_str(err_name(ERR_BAD_FILE));
+    bound.text = message_str("tensor output_norm.weight is missing");
+    models_on_bound(r.b, m->worker, &bound);
+    rig_turns(&r);
+    assert_int_equal(m->state, MODEL_COLD);
+    assert_int_equal(m->error.code, ERR_BAD_FILE);
+    assert_true(models_used(&r.b->models) == 0);
+    rig_close(&r);
+}
+
 static void least_recently_used_model_makes_room(void **state)
 {
     (void)state;
@@ -251,6 +310,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(model_goes_from_cold_to_resident_when_wanted),
         cmocka_unit_test(outside_kill_of_a_loader_begins_again_and_an_error_is_told),
+        cmocka_unit_test(unknown_architecture_is_refused_before_its_data_is_read),
+        cmocka_unit_test(model_that_cannot_be_bound_leaves),
         cmocka_unit_test(least_recently_used_model_makes_room),
         cmocka_unit_test(what_never_fits_is_refused_with_both_numbers),
         cmocka_unit_test(evaluation_wants_its_model_again_after_a_death),

@@ -75,6 +75,23 @@ def a_broken_file_is_exit_7_and_harms_nobody():
     shutil.rmtree(models)
 
 
+def an_unknown_architecture_is_refused_by_name():
+    models = directory(good=1)
+    with open(TINY, "rb") as f:
+        data = f.read()
+    at = data.index(b"general.architecture") + 20 + 4 + 8
+    length = int.from_bytes(data[at - 8:at], "little")
+    with open(os.path.join(models, "odd.gguf"), "wb") as f:
+        f.write(data[:at] + b"z" * length + data[at + length:])
+    with House(models=models) as house:
+        for verb in (["load", "odd"], ["ask", "-m", "odd", "Hello"]):
+            done = house.hearth(*verb, check=False)
+            assert done.returncode == 7 and "z" * length in one_line(done.stderr), done
+        wait_for("its weights to leave", lambda: states(house)["odd"] == "cold")
+        assert house.hearth("tokenize", "-m", "odd", input=b"Hello").stdout.startswith(b"[")
+    shutil.rmtree(models)
+
+
 def many_models_under_a_small_budget():
     models = directory(a=1, b=1, c=1, d=1)
     with House("--ram-budget", "120M", models=models) as house:
@@ -160,4 +177,4 @@ def aliases_have_options_of_their_own():
 
 main(aliases_have_options_of_their_own, loaded_and_unloaded, the_default_is_the_only_resident_one, a_path_is_a_name,
      a_missing_name_is_exit_4_with_near_ones, a_broken_file_is_exit_7_and_harms_nobody,
-     many_models_under_a_small_budget, unload_pauses_a_running_answer)
+     an_unknown_architecture_is_refused_by_name, many_models_under_a_small_budget, unload_pauses_a_running_answer)

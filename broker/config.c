@@ -174,8 +174,10 @@ static int set_key(struct config *c, const char *key, const char *value, bool *k
         unsigned n;
         char end;
         if (strcmp(value, "auto") != 0 && strcmp(value, "cpu") != 0 &&
-            sscanf(value, "cuda:%u%c", &n, &end) != 1) {
-            return err_set(err, ERR_USAGE, "device %s: auto, cpu or cuda:N", value);
+            sscanf(value, "cuda:%u%c", &n, &end) != 1 && strcmp(value, "reference") != 0 &&
+            sscanf(value, "reference:%u%c", &n, &end) != 1) {
+            return err_set(err, ERR_USAGE, "device %s: auto, cpu, cuda:N or reference[:RATE]",
+                           value);
         }
         return take_text(c->device, sizeof c->device, value, err);
     }

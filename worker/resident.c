@@ -65,13 +65,16 @@ static uint64_t mix(uint64_t hash, uint64_t value)
     return hash;
 }
 
-/* Of all that decides what the bits in the state mean: file, layout, shape, build, instruction set. */
+/* Of all that decides what the bits in the state mean: file, layout, device, shape, build, instruction set. */
 static uint64_t fingerprint_of(const struct resident *r)
 {
     uint64_t hash = 0xcbf29ce484222325ull;
     hash = mix(hash, r->weights.header->digest);
     hash = mix(hash, r->weights.header->data_bytes);
     hash = mix(hash, r->model->kv.fingerprint);
+    for (const char *c = r->backend->name; *c; c++) {
+        hash = mix(hash, (uint64_t)*c);
+    }
     hash = mix(hash, (uint64_t)r->shape.max_seqs << 32 | r->shape.n_pages);
     hash = mix(hash, (uint64_t)r->shape.ctx_len << 32 | STATE_VERSION);
     const char *isa = getenv("HEARTH_ISA");

@@ -25,7 +25,8 @@ int main(int argc, char **argv)
     static const char *text;
     static const struct option table[] = {
         { "models", 0, OPTION_STRINGS, &models, "DIR", "a directory of GGUF files", NULL },
-        { "device", 0, OPTION_STRING, &text, "DEVICE", "auto, cpu or cuda:N", NULL },
+        { "device", 0, OPTION_STRING, &text, "DEVICE",
+          "auto, cpu or cuda:N; reference[:RATE] for trials", NULL },
         { "config", 0, OPTION_STRING, &text, "FILE", "the configuration file", NULL },
         { "run", 0, OPTION_STRING, &text, "DIR", "the runtime directory", NULL },
         { "threads", 0, OPTION_STRING, &text, "N", "threads of the CPU backend", NULL },

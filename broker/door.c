@@ -293,7 +293,8 @@ void door_on_message(struct broker *b, const struct link_msg *msg)
             return;
         }
     }
-    err_set(&err, ERR_BAD_INPUT, "%s before Hello", message_name(e->body_case));
+    /* A client of the last broker whose socket found its way here by itself: this code tells it to greet anew. */
+    err_set(&err, ERR_CLOSED, "%s before Hello", message_name(e->body_case));
     post_failed(b, &to, NULL, &err);
 }
 

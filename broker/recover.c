@@ -156,6 +156,24 @@ static void recover_slot(struct broker *b, struct shard *shard, uint32_t i)
     }
 }
 
+/* Whether a live request's worker wakes a sleeper by this page. */
+static bool reader_is_named(struct broker *b, uint64_t segment)
+{
+    for (uint32_t i = 0; i < b->requests.n; i++) {
+        struct request *r = b->requests.list[i];
+        if (!request_ended(r) && atomic_load(&request_slot(r)->reader) == segment) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void drop_reader(struct broker *b, uint64_t segment)
+{
+    struct channel_msg drop = { .op = CHANNEL_DROP, .segment = segment };
+    keeper_line_ask(b->keeper, &drop, NULL, 0, KEEPER_NOTHING, 0, 0);
+}
+
 static void recover_segments(struct broker *b)
 {
     for (uint32_t i = 0; i < list.n_segments; i++) {
@@ -165,8 +183,13 @@ static void recover_segments(struct broker *b)
             continue; /* done before */
         }
         if (strncmp(tag, "reader ", 7) == 0 || strcmp(tag, "own reader") == 0) {
-            /* Workers wake by it and clients sleep on it until they come anew. */
+            /* Workers wake by it and clients sleep on it until they come anew. Others go now: brokers that die young would
+             * heap them up. */
             struct clients *c = &b->clients;
+            if (!reader_is_named(b, segment)) {
+                drop_reader(b, segment);
+                continue;
+            }
             if (!c->old_readers) {
                 c->old_readers = calloc(LIMIT_SEGMENTS, sizeof *c->old_readers);
             }

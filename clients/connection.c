@@ -120,6 +120,25 @@ static void attach(struct hearth *h)
     h->state = CONNECTION_ATTACHING;
 }
 
+void connection_ack_later(struct hearth *h, const uint8_t id[LIMIT_REQUEST_ID_BYTES])
+{
+    if (h->n_unacked < CONNECTION_UNACKED_MAX) {
+        memcpy(h->unacked[h->n_unacked++], id, LIMIT_REQUEST_ID_BYTES);
+    }
+}
+
+/* What could not be acknowledged while the broker was away. */
+static void say_unacked(struct hearth *h)
+{
+    struct err ignored;
+    while (h->n_unacked > 0) {
+        Hearth__Ack ack = HEARTH__ACK__INIT;
+        ack.id = message_bytes(h->unacked[--h->n_unacked], LIMIT_REQUEST_ID_BYTES);
+        Hearth__Envelope e = message_envelope(HEARTH__ENVELOPE__BODY_ACK, &ack);
+        connection_send(h, &e, NULL, 0, &ignored);
+    }
+}
+
 static int attached(struct hearth *h, const struct channel_msg *msg, int fd, struct err *err)
 {
     struct journal shard;
@@ -138,6 +157,7 @@ static int attached(struct hearth *h, const struct channel_msg *msg, int fd, str
     h->state = CONNECTION_UP;
     h->generation++;
     h->down_since_ms = 0;
+    say_unacked(h);
     return 0;
 }
 
@@ -292,6 +312,17 @@ static bool settle(struct hearth *h, const Hearth__Envelope *e)
     return false;
 }
 
+/* The broker does not know us: the one that did is dead, and the socket found the next one before its line told us. */
+static bool is_stranger(const Hearth__Envelope *e)
+{
+    struct err err;
+    if (e->body_case != HEARTH__ENVELOPE__BODY_FAILED) {
+        return false;
+    }
+    connection_failed(&err, e->failed);
+    return err.code == ERR_CLOSED;
+}
+
 Hearth__Envelope *connection_recv(struct hearth *h, const uint8_t **payload, size_t *payload_len)
 {
     struct link_msg msg;
@@ -301,6 +332,10 @@ Hearth__Envelope *connection_recv(struct hearth *h, const uint8_t **payload, siz
         Hearth__Envelope *e = got > 0
                                   ? message_unpack(&h->arena, msg.envelope, msg.envelope_len, &err)
                                   : NULL;
+        if (e && is_stranger(e)) {
+            go_down(h); /* what was asked is asked again on the next connection */
+            return NULL;
+        }
         if (e && !settle(h, e)) {
             *payload = msg.payload;
             *payload_len = msg.payload_len;

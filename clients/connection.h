@@ -26,6 +26,9 @@ struct connection_pending {
     struct connection_pending *next;
 };
 
+#define CONNECTION_UNACKED_MAX                                                                     \
+    16 /* ends read while the broker was away; beyond these they expire */
+
 struct hearth {
     char run[92];
     char program[64];
@@ -44,6 +47,8 @@ struct hearth {
     bool shard_mapped;
     int bulk_fd; /* the last BULK's descriptor, -1 */
     uint64_t bulk_tag;
+    uint8_t unacked[CONNECTION_UNACKED_MAX][LIMIT_REQUEST_ID_BYTES];
+    uint32_t n_unacked;
     uint64_t down_since_ms;
     uint64_t greeted_ms;
     int interrupt_fd;
@@ -58,6 +63,9 @@ uint64_t connection_now_ms(void);
  * coming back after a broker's death. Returns 0; -1 when there is no way back (unreachable) or the interrupt descriptor is readable
  * (code ERR_INTERRUPTED). */
 int connection_turn(struct hearth *h, int timeout_ms, struct err *err);
+
+/* Acknowledges this end when the broker is back. */
+void connection_ack_later(struct hearth *h, const uint8_t id[LIMIT_REQUEST_ID_BYTES]);
 
 /* Sends one envelope; a full or broken link is not an error here: the answer will not come and the caller asks again. */
 int connection_send(struct hearth *h, const Hearth__Envelope *e, const void *payload,

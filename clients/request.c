@@ -442,9 +442,11 @@ void hearth_end(struct hearth_request **rp)
         ack.id = message_bytes(r->id, sizeof r->id);
         Hearth__Envelope e = message_envelope(HEARTH__ENVELOPE__BODY_ACK, &ack);
         /* Asked, not only said: a program that leaves at once would take the message with it (LINGER is 0). When the broker is away
-         * just now, the end expires by itself. */
+         * just now, it hears of it on the next connection, or the end expires by itself. */
         if (r->h->state == CONNECTION_UP) {
             connection_ask(r->h, &e, NULL, 0, NULL, NULL, &ignored);
+        } else {
+            connection_ack_later(r->h, r->id);
         }
     } else if (!r->detach) {
         say_cancel(r->h, r->id, sizeof r->id);

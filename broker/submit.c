@@ -277,7 +277,8 @@ static int read_prompt(struct request_draft *d, const Hearth__Submit *submit, co
         d->has_ids = true;
         return 0;
     }
-    if (d->kind != HEARTH__PROMPT_KIND__TEXT_RAW && d->kind != HEARTH__PROMPT_KIND__MESSAGES) {
+    if (d->kind != HEARTH__PROMPT_KIND__TEXT_RAW && d->kind != HEARTH__PROMPT_KIND__MESSAGES &&
+        d->kind != HEARTH__PROMPT_KIND__INFILL) {
         return err_set(err, ERR_BAD_INPUT, "prompt kind %u is not known", d->kind);
     }
     d->payload = malloc(len + 1);

@@ -392,6 +392,7 @@ struct hearth *hearth_open(const char *run, const char *program, struct hearth_e
         err_set(&err, ERR_NO_MEMORY, "no memory for a connection");
         goto fail;
     }
+    h->pending = &h->load;
     h->attach_fd = h->page_fd = h->event_fd = h->bulk_fd = h->interrupt_fd = -1;
     snprintf(h->program, sizeof h->program, "%s", program ? program : "client");
     if (find_run(h, run, &err) < 0) {
@@ -436,6 +437,7 @@ void hearth_close(struct hearth **hp)
     if (h->shard_mapped) {
         journal_unmap(&h->shard);
     }
+    free(h->loading);
     free(h);
     *hp = NULL;
 }
@@ -452,9 +454,11 @@ int hearth_check(struct hearth *h, struct hearth_error *error)
     return 0;
 }
 
-void hearth_interrupt_fd(struct hearth *h, int fd)
+int hearth_interrupt_fd(struct hearth *h, int fd)
 {
+    int before = h->interrupt_fd;
     h->interrupt_fd = fd;
+    return before;
 }
 
 const char *hearth_run(const struct hearth *h)

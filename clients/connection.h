@@ -36,7 +36,11 @@ struct hearth {
     uint32_t generation; /* grows with every new connection: who waits for an answer asks again */
     uint64_t number;     /* ours, from Welcome */
     uint64_t last_cookie;
-    struct connection_pending *pending; /* owned by the requests */
+    struct connection_pending *pending; /* a list: the requests', and load */
+    struct connection_pending load;     /* of hearth_load_begin */
+    char *loading;                      /* owned: its model; NULL: none */
+    bool load_pin;
+    uint32_t load_asked_on; /* the connection's generation that was asked */
     struct link *link;
     int attach_fd;
     int page_fd, event_fd; /* the reader page and its eventfd */

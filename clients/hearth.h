@@ -37,8 +37,8 @@ struct hearth *hearth_open(const char *run, const char *program, struct hearth_e
 void hearth_close(struct hearth **h);
 
 /* A descriptor (a signalfd, say) that ends every wait when it is readable: calls then return HEARTH_INTERRUPTED or fail with
- * code "interrupted". -1: none. Borrowed; not read. */
-void hearth_interrupt_fd(struct hearth *h, int fd);
+ * code "interrupted". -1: none. Borrowed; not read. Returns the one before. */
+int hearth_interrupt_fd(struct hearth *h, int fd);
 
 /* Looks after a connection that was idle: comes back to a new broker, waiting as hearth_open does. -1: there is no way back. */
 int hearth_check(struct hearth *h, struct hearth_error *error);
@@ -52,6 +52,7 @@ enum hearth_kind {
     HEARTH_TEXT = 0, /* raw text */
     HEARTH_MESSAGES, /* JSON: {"messages": [{"role": ..., "content": ...}, ...], ...}, the template's context */
     HEARTH_TOKENS, /* int32 little-endian ids */
+    HEARTH_INFILL, /* JSON: {"prefix": ..., "suffix": ...}; for models that were trained to fill in the middle */
 };
 
 struct hearth_bias {
@@ -99,8 +100,9 @@ struct hearth_ask {
     const char *const *stops;
     const size_t *stop_lens; /* NULL: strlen */
     size_t n_stops;
-    int priority;         /* 0 normal, 1 interactive, 2 batch */
-    bool detach;          /* goes on when this client leaves */
+    int priority;   /* 0 normal, 1 interactive, 2 batch */
+    bool detach;    /* goes on when this client leaves */
+    const char *id; /* 32 hex digits: the same id again is the same request; NULL: a random one */
     uint32_t deadline_ms; /* 0: none */
     const char *flow;     /* fairness counts flows; NULL: this connection */
 };
@@ -154,11 +156,20 @@ const struct hearth_info *hearth_info(const struct hearth_request *r);
 enum hearth_result hearth_next(struct hearth_request *r, struct hearth_token *token, int timeout_ms,
                                struct hearth_error *error);
 
+/* The next token of any of n requests of one connection; *which says whose it is (or whose error), and is where the
+ * search begins: 0 at first. Those that ended must not be among them. */
+enum hearth_result hearth_next_of(struct hearth_request *const *requests, size_t n, size_t *which,
+                                  struct hearth_token *token, int timeout_ms,
+                                  struct hearth_error *error);
+
 /* Asks for the request's end; its tokens up to then, and its end, still come. */
 int hearth_cancel(struct hearth_request *r, struct hearth_error *error);
 
 /* Frees the request. One that ended is acknowledged; one that did not is cancelled, unless it was submitted with detach. */
 void hearth_end(struct hearth_request **r);
+
+/* Frees the object alone: the request goes on, or is kept, as if this client had died. */
+void hearth_leave(struct hearth_request **r);
 
 /* Cancels by id from outside. */
 int hearth_cancel_id(struct hearth *h, const char *id, struct hearth_error *error);
@@ -170,6 +181,10 @@ char *hearth_status(struct hearth *h, bool all, struct hearth_error *error);
 
 /* Waits until the model is loaded (resident on the device). */
 int hearth_load(struct hearth *h, const char *model, bool pin, struct hearth_error *error);
+/* The same in two steps, so that the caller may look around meanwhile. next: HEARTH_TIMEOUT while it loads, HEARTH_TOKEN
+ * when it is loaded. One load at a time on a connection. */
+int hearth_load_begin(struct hearth *h, const char *model, bool pin, struct hearth_error *error);
+enum hearth_result hearth_load_next(struct hearth *h, int timeout_ms, struct hearth_error *error);
 int hearth_unload(struct hearth *h, const char *model, struct hearth_error *error);
 
 enum hearth_text_op {

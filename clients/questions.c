@@ -39,19 +39,85 @@ char *hearth_status(struct hearth *h, bool all, struct hearth_error *error)
     return text;
 }
 
-int hearth_load(struct hearth *h, const char *model, bool pin, struct hearth_error *error)
+int hearth_load_begin(struct hearth *h, const char *model, bool pin, struct hearth_error *error)
 {
     struct err err = { 0 };
-    Hearth__ModelLoad ask = HEARTH__MODEL_LOAD__INIT;
-    ask.model = message_str(model);
-    ask.has_pin = true;
-    ask.pin = pin;
-    if (!ask_for(h, HEARTH__ENVELOPE__BODY_MODEL_LOAD, &ask, NULL, 0, HEARTH__ENVELOPE__BODY_DONE,
-                 NULL, NULL, &err)) {
+    free(h->loading);
+    h->loading = strdup(model);
+    h->load_pin = pin;
+    h->load_asked_on = h->generation - 1; /* to be asked */
+    h->load.cookie = UINT64_MAX;          /* nobody's yet */
+    h->load.refused = false;
+    if (!h->loading) {
+        err_set(&err, ERR_NO_MEMORY, "no memory for a name");
         connection_error(error, &err);
         return -1;
     }
     return 0;
+}
+
+/* Asks on this connection, if that has not been done. */
+static int say_load(struct hearth *h, struct err *err)
+{
+    if (h->state != CONNECTION_UP || h->load_asked_on == h->generation) {
+        return 0;
+    }
+    Hearth__ModelLoad ask = HEARTH__MODEL_LOAD__INIT;
+    ask.model = message_str(h->loading);
+    ask.has_pin = true;
+    ask.pin = h->load_pin;
+    Hearth__Envelope e = message_envelope(HEARTH__ENVELOPE__BODY_MODEL_LOAD, &ask);
+    e.has_cookie = true;
+    e.cookie = h->load.cookie = ++h->last_cookie;
+    h->load.refused = false;
+    h->load_asked_on = h->generation;
+    return connection_send(h, &e, NULL, 0, err);
+}
+
+/* The answer, if it is there: 1, else 0; -1. */
+static int hear_load(struct hearth *h, struct err *err)
+{
+    const uint8_t *payload;
+    size_t len;
+    while (h->state == CONNECTION_UP && connection_recv(h, &payload, &len)) {
+    }
+    if (h->load.refused) {
+        *err = h->load.why;
+        return -1;
+    }
+    return h->load.cookie == 0;
+}
+
+enum hearth_result hearth_load_next(struct hearth *h, int timeout_ms, struct hearth_error *error)
+{
+    struct err err = { 0 };
+    uint64_t now,
+        deadline = timeout_ms < 0 ? UINT64_MAX : connection_now_ms() + (uint64_t)timeout_ms;
+    int got;
+    while ((got = say_load(h, &err)) == 0 && (got = hear_load(h, &err)) == 0) {
+        now = connection_now_ms();
+        if (now >= deadline) {
+            return HEARTH_TIMEOUT;
+        }
+        uint64_t left = deadline - now;
+        if (connection_turn(h, left < LIMIT_SLEEP_MS ? (int)left : LIMIT_SLEEP_MS, &err) < 0) {
+            got = -1;
+            break;
+        }
+    }
+    if (got > 0) {
+        return HEARTH_TOKEN;
+    }
+    connection_error(error, &err);
+    return err.code == ERR_INTERRUPTED ? HEARTH_INTERRUPTED : HEARTH_FAILED;
+}
+
+int hearth_load(struct hearth *h, const char *model, bool pin, struct hearth_error *error)
+{
+    return hearth_load_begin(h, model, pin, error) == 0 &&
+                   hearth_load_next(h, -1, error) == HEARTH_TOKEN
+               ? 0
+               : -1;
 }
 
 int hearth_unload(struct hearth *h, const char *model, struct hearth_error *error)

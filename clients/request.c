@@ -1,23 +1,10 @@
-/* Generations: submit, read tokens from the journal, cancel, end. The journal is read in place; the broker is only asked
- * when the connection is new. */
+/* Generations: submit, attach, cancel, end. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 
-#include "clients/connection.h"
-
-struct hearth_request {
-    struct hearth *h; /* borrowed */
-    uint8_t id[LIMIT_REQUEST_ID_BYTES];
-    struct hearth_info info;
-    struct journal_reader reader;
-    struct journal_view view;
-    uint32_t resumed_on;               /* the connection's generation that knows this request */
-    struct connection_pending resumed; /* what the broker says to a resumption */
-    bool detach, ended;
-    struct hearth_alternative alternatives[LIMIT_ALTERNATIVES];
-};
+#include "clients/request.h"
 
 static void hex_of(const uint8_t id[LIMIT_REQUEST_ID_BYTES], char hex[33])
 {
@@ -224,7 +211,11 @@ struct hearth_request *hearth_submit(struct hearth *h, const struct hearth_ask *
     if (check_ask(ask, &err) < 0) {
         goto fail;
     }
-    if (getrandom(r->id, sizeof r->id, 0) != (ssize_t)sizeof r->id) {
+    if (ask->id && id_of_hex(ask->id, r->id) != sizeof r->id) {
+        err_set(&err, ERR_USAGE, "'%s' is no request id of 32 hex digits", ask->id);
+        goto fail;
+    }
+    if (!ask->id && getrandom(r->id, sizeof r->id, 0) != (ssize_t)sizeof r->id) {
         err_set_errno(&err, ERR_IO, "random bytes for a request id");
         goto fail;
     }
@@ -293,117 +284,6 @@ const struct hearth_info *hearth_info(const struct hearth_request *r)
     return &r->info;
 }
 
-/* ---- reading ---- */
-
-static void show(struct hearth_request *r, struct hearth_token *token)
-{
-    const struct journal_record *record = &r->view.record;
-    *token = (struct hearth_token){
-        .seq = record->seq,
-        .has_token = record->flags & JOURNAL_TOKEN,
-        .id = record->token,
-        .logprob = record->logprob,
-        .bytes = (const char *)r->view.bytes,
-        .n_bytes = r->view.n_bytes,
-        .alternatives = r->alternatives,
-        .n_alternatives = record->n_alternatives,
-        .n_cached = record->n_cached,
-        .time_us = record->time_us,
-        .ended = record->flags & JOURNAL_ENDED,
-    };
-    for (uint32_t i = 0; i < record->n_alternatives; i++) {
-        r->alternatives[i] = (struct hearth_alternative){ r->view.alternatives[i].token,
-                                                          r->view.alternatives[i].logprob };
-    }
-    if (token->ended) {
-        r->ended = true;
-        token->finish_reason = journal_end_name((enum journal_end)record->end);
-        if (record->end == JOURNAL_END_ERROR) {
-            /* The bytes are the reason, not an answer's. */
-            struct err err = { 0 };
-            err_set(&err, (enum err_code)record->code, "%.*s", (int)token->n_bytes, token->bytes);
-            connection_error(&token->error, &err);
-            token->n_bytes = 0;
-        }
-    }
-}
-
-/* A new connection does not know this request yet: Resume puts it back to this client. The answer is read when it comes, tokens
- * flow meanwhile. */
-static void resume(struct hearth_request *r)
-{
-    struct err ignored;
-    Hearth__Resume resume = HEARTH__RESUME__INIT;
-    resume.id = message_bytes(r->id, sizeof r->id);
-    resume.has_after = true;
-    resume.after = r->reader.seq;
-    Hearth__Envelope e = message_envelope(HEARTH__ENVELOPE__BODY_RESUME, &resume);
-    e.has_cookie = true;
-    e.cookie = ++r->h->last_cookie;
-    if (connection_send(r->h, &e, NULL, 0, &ignored) == 0) {
-        r->resumed_on = r->h->generation;
-        r->resumed.cookie = e.cookie;
-    }
-}
-
-/* What the broker says meanwhile: that this request is unknown to it, in the worst case. */
-static int hear(struct hearth_request *r, struct err *err)
-{
-    const uint8_t *payload;
-    size_t len;
-    while (r->h->state == CONNECTION_UP && connection_recv(r->h, &payload, &len)) {
-    }
-    if (r->resumed.refused) {
-        *err = r->resumed.why;
-        return -1;
-    }
-    return 0;
-}
-
-enum hearth_result hearth_next(struct hearth_request *r, struct hearth_token *token, int timeout_ms,
-                               struct hearth_error *error)
-{
-    struct hearth *h = r->h;
-    struct err err = { 0 };
-    uint64_t deadline = timeout_ms < 0 ? UINT64_MAX : connection_now_ms() + (uint64_t)timeout_ms;
-    for (;;) {
-        int got = journal_read(&r->reader, &r->view, &err);
-        if (got < 0) {
-            break;
-        }
-        if (got > 0) {
-            show(r, token);
-            return HEARTH_TOKEN;
-        }
-        if (h->state == CONNECTION_UP && r->resumed_on != h->generation) {
-            resume(r);
-        }
-        if (hear(r, &err) < 0) {
-            break;
-        }
-        uint64_t now = connection_now_ms();
-        if (now >= deadline) {
-            return HEARTH_TIMEOUT;
-        }
-        uint64_t left = deadline - now;
-        /* Say that we sleep, then look once more: the worker looks at the word after its commit. */
-        atomic_store(&h->page->waiting, 1);
-        int status = 0;
-        if (journal_committed(&r->reader) <= r->reader.seq) {
-            status = connection_turn(h, left < LIMIT_SLEEP_MS ? (int)left : LIMIT_SLEEP_MS, &err);
-        }
-        atomic_store(&h->page->waiting, 0);
-        if (status < 0) {
-            if (err.code == ERR_INTERRUPTED) {
-                return HEARTH_INTERRUPTED;
-            }
-            break;
-        }
-    }
-    connection_error(error, &err);
-    return HEARTH_FAILED;
-}
-
 /* ---- ending ---- */
 
 int hearth_cancel(struct hearth_request *r, struct hearth_error *error)
@@ -451,5 +331,10 @@ void hearth_end(struct hearth_request **rp)
     } else if (!r->detach) {
         say_cancel(r->h, r->id, sizeof r->id);
     }
+    request_destroy(rp);
+}
+
+void hearth_leave(struct hearth_request **rp)
+{
     request_destroy(rp);
 }

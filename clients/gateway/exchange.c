@@ -16,6 +16,15 @@ uint64_t exchange_now_ms(void)
     return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 }
 
+void exchange_init_condition(struct exchange *x)
+{
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&x->completed, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
 void exchange_unref(struct exchange **xp)
 {
     struct exchange *x = *xp;
@@ -27,6 +36,7 @@ void exchange_unref(struct exchange **xp)
         return;
     }
     pthread_mutex_destroy(&x->lock);
+    pthread_cond_destroy(&x->completed);
     if (x->body) {
         explicit_bzero(x->body, x->body_len); /* a prompt */
     }
@@ -40,6 +50,7 @@ void exchange_leave(struct exchange *x)
 {
     pthread_mutex_lock(&x->lock);
     x->gone = true;
+    pthread_cond_broadcast(&x->completed);
     if (x->hand) {
         pool_interrupt(x->hand);
     }
@@ -49,6 +60,31 @@ void exchange_leave(struct exchange *x)
 const char *exchange_id(const struct exchange *x)
 {
     return x->id;
+}
+
+const char *exchange_wanted_id(const struct exchange *x)
+{
+    return x->wanted_id[0] ? x->wanted_id : NULL;
+}
+
+const char *exchange_last_event(const struct exchange *x, uint64_t *n_events)
+{
+    *n_events = x->n_events;
+    return x->event_id[0] ? x->event_id : NULL;
+}
+
+bool exchange_delivered(struct exchange *x)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += SERVER_DELIVER_S;
+    pthread_mutex_lock(&x->lock);
+    while (x->connection && !x->gone &&
+           pthread_cond_timedwait(&x->completed, &x->lock, &until) == 0) {
+    }
+    bool delivered = !x->connection && x->delivered;
+    pthread_mutex_unlock(&x->lock);
+    return delivered;
 }
 
 const char *exchange_rest(const struct exchange *x)

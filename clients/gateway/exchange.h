@@ -20,6 +20,8 @@ struct exchange {
     char id[40], origin[128], rest[SERVER_PATH_BYTES], method[12], path[SERVER_PATH_BYTES];
     char *body;
     size_t body_len, body_room;
+    char wanted_id[33], event_id[33]; /* by Idempotency-Key, by Last-Event-ID; empty: none */
+    uint64_t n_events;                /* that the client has of event_id's stream */
     uint64_t swallowed;
     struct problem *refusal; /* owned: known before the body has come */
     uint64_t born_ms;
@@ -32,6 +34,8 @@ struct exchange {
     int refs;
     struct hand *hand; /* at work on it */
     bool suspended, rung, gone, done;
+    bool delivered;           /* all of the answer has gone out, and connection is NULL */
+    pthread_cond_t completed; /* connection became NULL */
     struct exchange *next_rung;
     bool may_stream, streams;
     const char *ping;
@@ -47,6 +51,7 @@ struct exchange {
 };
 
 uint64_t exchange_now_ms(void);
+void exchange_init_condition(struct exchange *x);
 void exchange_unref(struct exchange **x);
 /* The client left: the hand is interrupted. Loop thread. */
 void exchange_leave(struct exchange *x);

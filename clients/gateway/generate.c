@@ -6,23 +6,20 @@
 #include <sys/random.h>
 #include <time.h>
 
+#include "clients/gateway/choice.h"
+#include "clients/gateway/ids.h"
 #include "clients/gateway/metrics.h"
 #include "clients/gateway/server.h"
-#include "clients/gateway/split.h"
-#include "clients/gateway/text.h"
 
-#define PIECES_MAX 21 /* a token and 20 alternatives */
+#define CANCEL_MS                                                                                  \
+    2000 /* a cancelled request's end comes within; one that does not expires by itself */
 
 struct run {
+    struct choices all;
     struct exchange *x;
-    struct hearth *h;
-    const struct generation *g;
-    const struct generate_events *events;
-    struct split split;
-    bool whole; /* parsed at the end, not while it comes */
-    struct text raw, clean;
-    struct generate_end end;
-    double asked_ms, first_ms, last_ms;
+    struct choice *list; /* owned */
+    size_t n;
+    bool kept; /* its client may come back for it by its Idempotency-Key */
 };
 
 static double now_ms(void)
@@ -32,268 +29,234 @@ static double now_ms(void)
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
 }
 
-/* ---- the text service's eye for formats ---- */
+/* ---- beginning ---- */
 
-/* Asks PARSE; takes the question. NULL with a problem. */
-static struct json *ask_parse(struct run *r, struct json *question, struct problem *p)
+/* The first one's id: what the client's key says, else a random one, so that the others' follow from it. */
+static int choose_id(struct run *r, struct problem *p)
 {
-    struct hearth_error error;
-    struct err err;
-    struct hearth_text ask = { .model = r->g->ask.model, .op = HEARTH_PARSE };
-    size_t len;
-    ask.input = json_text(question, &ask.input_len);
-    char *text = hearth_text(r->h, &ask, &len, &error);
-    struct json *answer = text ? json_parse(text, len, &err) : NULL;
-    if (!answer) {
-        text ? problem_set(p, 500, NULL, NULL, "parsing the answer: %s", err.text)
-             : problem_of_error(p, &error);
+    uint8_t random[16];
+    const char *wanted = exchange_wanted_id(r->x);
+    r->kept = wanted != NULL;
+    if (!wanted && getrandom(random, sizeof random, 0) != (ssize_t)sizeof random) {
+        return problem_set(p, 500, NULL, NULL, "no random bytes for an id");
     }
-    free(text);
-    json_destroy(&question);
-    return answer;
-}
-
-/* How this model writes, and whether this prompt has it think already. */
-static int learn_format(struct run *r, struct problem *p)
-{
-    struct err err;
-    struct json *question = json_new_object();
-    json_set(question, "text", json_new_str("", 0));
-    struct json *context = json_parse(r->g->ask.prompt, r->g->ask.prompt_len, &err);
-    if (context) {
-        json_set(question, "context", context);
+    for (size_t i = 0; !wanted && i < sizeof random; i++) {
+        snprintf(r->all.id + 2 * i, 3, "%02x", random[i]);
     }
-    struct json *answer = ask_parse(r, question, p);
-    if (!answer) {
-        return -1;
-    }
-    const struct json *markers = json_find(answer, "reasoning_markers");
-    const char *open = json_len(markers) == 2 ? json_as_str(json_at(markers, 0), NULL) : NULL;
-    split_init(&r->split, open, open ? json_as_str(json_at(markers, 1), NULL) : NULL,
-               json_as_bool(json_find(answer, "reasoning_open")));
-    r->whole = r->g->tools != NULL || !json_as_bool(json_find(answer, "plain"));
-    json_destroy(&answer);
-    return 0;
-}
-
-static void new_call_id(char id[32])
-{
-    uint8_t random[12];
-    int n = snprintf(id, 32, "call_");
-    if (getrandom(random, sizeof random, 0) == (ssize_t)sizeof random) {
-        for (size_t i = 0; i < sizeof random; i++) {
-            n += snprintf(id + n, 32 - (size_t)n, "%02x", random[i]);
-        }
-    }
-}
-
-static int say(struct run *r, enum generate_part part, const char *text, size_t len)
-{
-    return len ? r->events->text(r->events->context, part, text, len) : 0;
-}
-
-static int say_calls(struct run *r, const struct json *calls)
-{
-    for (size_t i = 0; i < json_len(calls); i++) {
-        const struct json *call = json_at(calls, i), *id = json_find(call, "id");
-        char own[32];
-        new_call_id(own);
-        if (r->events->call(r->events->context, i,
-                            json_kind(id) == JSON_STRING ? json_as_str(id, NULL) : own,
-                            json_as_str(json_find(call, "name"), NULL),
-                            json_text(json_find(call, "arguments"), NULL)) < 0) {
-            return -1;
-        }
+    if (wanted) {
+        snprintf(r->all.id, sizeof r->all.id, "%s", wanted);
     }
     return 0;
 }
 
-/* The whole answer, taken apart at its end. */
-static int say_whole(struct run *r, struct problem *p)
+static int submit(struct run *r, struct choice *c, struct problem *p)
 {
-    struct err err;
-    size_t n_content, n_reasoning, len;
-    struct json *question = json_new_object();
-    json_set(question, "text", json_new_str(text_str(&r->clean), r->clean.len));
-    json_set(question, "reasoning_open", json_new_bool(r->split.began_open));
-    if (r->g->tools) {
-        const char *tools = json_text(r->g->tools, &len);
-        json_set(question, "tools",
-                 json_parse(tools, len, &err)); /* a copy: the request keeps its own */
-    }
-    struct json *answer = ask_parse(r, question, p);
-    if (!answer) {
-        return -1;
-    }
-    const char *content = json_as_str(json_find(answer, "content"), &n_content);
-    const char *reasoning = json_as_str(json_find(answer, "reasoning_content"), &n_reasoning);
-    const struct json *calls = json_find(answer, "tool_calls");
-    int result = say(r, GENERATE_REASONING, reasoning, n_reasoning);
-    result = result == 0 ? say(r, GENERATE_CONTENT, content, n_content) : result;
-    result = result == 0 ? say_calls(r, calls) : result;
-    if (json_len(calls)) {
-        r->end.finish_reason = "tool_calls";
-    }
-    json_destroy(&answer);
-    return result;
-}
-
-/* ---- tokens ---- */
-
-/* Texts of a token and its alternatives, for logprobs. */
-static int say_token(struct run *r, const struct hearth_token *token, struct problem *p)
-{
-    int32_t ids[PIECES_MAX];
-    const char *pieces[PIECES_MAX];
-    size_t lens[PIECES_MAX] = { 0 }, n = 1, len, off = 0;
+    const struct generation *g = r->all.g;
+    const struct generate_prompt *prompt = &g->prompts[c->index / g->n];
+    struct hearth_ask ask = g->ask;
     struct hearth_error error;
-    ids[0] = token->id;
-    for (size_t i = 0; i < token->n_alternatives && n < PIECES_MAX; i++) {
-        ids[n++] = token->alternatives[i].token;
+    char id[33];
+    ids_of_choice(r->all.id, c->index, id);
+    ask.id = id;
+    ask.detach =
+        true; /* a dead gateway's streams go on; clients that leave are cancelled by hand */
+    ask.prompt = prompt->at;
+    ask.prompt_len = prompt->len;
+    ask.sampling.seed += c->index % g->n;
+    c->request = hearth_submit(r->all.h, &ask, &error);
+    if (!c->request && r->kept && strcmp(error.code, "refused") == 0) {
+        return problem_set(p, 409, "Idempotency-Key", "idempotency_key_reused",
+                           "this Idempotency-Key was used for another request");
     }
-    struct hearth_text ask = {
-        .model = r->g->ask.model, .op = HEARTH_PIECES, .input = ids, .input_len = n * sizeof *ids
-    };
-    char *answer = hearth_text(r->h, &ask, &len, &error);
-    if (!answer) {
+    if (!c->request && ask.kind == HEARTH_INFILL && strcmp(error.code, "unsupported") == 0) {
+        return problem_set(p, 400, "suffix", "unsupported_parameter", "'suffix': %s", error.text);
+    }
+    if (!c->request) {
         return problem_of_error(p, &error);
     }
-    for (size_t i = 0; i < n; i++) {
-        uint32_t length = 0;
-        pieces[i] = "";
-        if (off + sizeof length <= len) {
-            memcpy(&length, answer + off, sizeof length);
-            off += sizeof length;
-            if (length <= len - off) {
-                pieces[i] = answer + off;
-                lens[i] = length;
-                off += length;
-            }
-        }
+    c->begun = true;
+    if (c->index % g->n == 0) {
+        r->all.end.n_prompt += hearth_info(c->request)->n_prompt;
     }
-    int result = r->events->token(r->events->context, token, pieces, lens);
-    free(answer);
-    return result < 0 ? problem_set(p, 499, NULL, NULL, "the client left") : 0;
+    metrics_begin(hearth_info(c->request)->n_prompt);
+    return 0;
 }
 
-/* What is certain of the text so far goes out. */
-static int say_text(struct run *r, bool last)
+/* The stream that this client had before something died, from its log's beginning: what the client has is passed over where
+ * events are written. */
+static int pick_up(struct run *r, const char *id, struct problem *p)
 {
-    text_settle(&r->clean, &r->raw, last);
-    if (r->clean.failed || r->raw.failed) {
+    struct hearth_error error;
+    struct choice *c = &r->list[0];
+    if (r->n != 1) {
+        return problem_set(p, 400, "Last-Event-ID", "unsupported_parameter",
+                           "a stream of several answers cannot be picked up");
+    }
+    snprintf(r->all.id, sizeof r->all.id, "%s", id);
+    c->request = hearth_attach(r->all.h, id, 0, &error);
+    if (!c->request && strcmp(error.code, "not_found") == 0) {
+        return problem_set(p, 404, "Last-Event-ID", "stream_not_found",
+                           "there is no stream %s any more", id);
+    }
+    if (!c->request) {
+        return problem_of_error(p, &error);
+    }
+    c->begun = true;
+    r->all.end.n_prompt = hearth_info(c->request)->n_prompt;
+    metrics_begin(r->all.end.n_prompt);
+    return 0;
+}
+
+static int begin(struct run *r, struct problem *p)
+{
+    uint64_t n_events;
+    const char *id = exchange_last_event(r->x, &n_events);
+    if (id ? pick_up(r, id, p) < 0 : choose_id(r, p) < 0 || submit(r, &r->list[0], p) < 0) {
         return -1;
     }
-    if (r->whole) {
-        return 0;
+    for (size_t k = r->all.g->n; k < r->n; k += r->all.g->n) {
+        if (submit(r, &r->list[k], p) < 0) {
+            return -1;
+        }
     }
-    if (!r->g->chat) {
-        int result = say(r, GENERATE_CONTENT, text_str(&r->clean), r->clean.len);
-        text_cut(&r->clean, r->clean.len);
-        return result;
+    /* While the prompt is read, not before: it costs a rendering of its own. */
+    if (r->all.g->chat && choices_learn_format(&r->all, p) < 0) {
+        return -1;
     }
-    enum split_part part;
-    size_t skip, len;
-    while (split_next(&r->split, &r->clean, last, &part, &skip, &len)) {
-        int result = say(r, part == SPLIT_REASONING ? GENERATE_REASONING : GENERATE_CONTENT,
-                         text_str(&r->clean) + skip, len);
-        text_cut(&r->clean, skip + len);
-        if (result < 0) {
+    const struct generate_events *events = r->all.events;
+    return events->begun(events->context, hearth_info(r->list[0].request)) < 0
+               ? problem_set(p, 499, NULL, NULL, "the client left")
+               : 0;
+}
+
+/* ---- reading ---- */
+
+/* The first answer to a prompt speaks: the others follow, with its work done. */
+static int begin_others(struct run *r, size_t k, struct problem *p)
+{
+    size_t n = r->all.g->n;
+    for (size_t i = k + 1; k % n == 0 && i < k + n; i++) {
+        if (!r->list[i].begun && submit(r, &r->list[i], p) < 0) {
             return -1;
         }
     }
     return 0;
 }
 
-static void count(struct run *r, const struct hearth_token *token)
+/* The answers that are at work: requests and which they are. */
+static size_t live(const struct run *r, struct hearth_request **requests, size_t *which)
 {
-    double ms = (double)token->time_us / 1e3;
-    r->end.n_cached = token->n_cached;
-    if (!token->has_token) {
-        return;
+    size_t n = 0;
+    for (size_t k = 0; k < r->n; k++) {
+        if (r->list[k].request) {
+            requests[n] = r->list[k].request;
+            which[n++] = k;
+        }
     }
-    if (r->end.n_tokens++ == 0) {
-        r->first_ms = ms;
-        metrics_first(ms > r->asked_ms ? ms - r->asked_ms : 0, token->n_cached);
-    } else {
-        metrics_next(ms > r->last_ms ? ms - r->last_ms : 0);
-    }
-    r->last_ms = ms;
-    r->end.n_reasoning += r->g->chat && split_thinks(&r->split);
+    return n;
 }
 
-/* Reads to the end. 0; -1 with a problem. */
-static int read_tokens(struct run *r, struct hearth_request *request, struct problem *p)
+static int read_tokens(struct run *r, struct hearth_request **ended, struct problem *p)
 {
+    struct hearth_request *requests[GENERATE_CHOICES_MAX];
+    size_t which[GENERATE_CHOICES_MAX], at = 0, n = live(r, requests, which);
     struct hearth_token token;
     struct hearth_error error;
-    for (;;) {
-        enum hearth_result got = hearth_next(request, &token, -1, &error);
-        if (got == HEARTH_INTERRUPTED) {
-            return problem_set(p, 503, NULL, "stopping", "hearth stops");
+    while (n > 0) {
+        enum hearth_result got = hearth_next_of(requests, n, &at, &token, -1, &error);
+        if (got != HEARTH_TOKEN) {
+            return got == HEARTH_INTERRUPTED ? problem_set(p, 503, NULL, "stopping", "hearth stops")
+                                             : problem_of_error(p, &error);
         }
-        if (got == HEARTH_FAILED) {
-            return problem_of_error(p, &error);
+        struct choice *c = &r->list[which[at]];
+        int status = choice_take(&r->all, c, &token, p);
+        if (token.ended) {
+            ended[c->index] = c->request;
+            c->request = NULL;
+            choice_clear(c);
         }
-        count(r, &token);
-        if (token.has_token && r->g->ask.sampling.has_logprobs && say_token(r, &token, p) < 0) {
+        if (status < 0 || begin_others(r, c->index, p) < 0) {
             return -1;
         }
-        if (token.n_bytes) {
-            text_add(&r->raw, token.bytes, token.n_bytes);
+        if (token.ended || r->all.g->n > 1) {
+            n = live(r, requests, which);
         }
-        if (say_text(r, token.ended) < 0) {
-            return problem_set(p, 499, NULL, NULL, "the client left");
-        }
-        if (!token.ended) {
-            continue;
-        }
-        if (strcmp(token.finish_reason, "error") == 0) {
-            return problem_of_error(p, &token.error);
-        }
-        if (strcmp(token.finish_reason, "cancelled") == 0) {
-            return problem_set(p, 503, NULL, "cancelled", "the request was cancelled");
-        }
-        r->end.finish_reason = strcmp(token.finish_reason, "length") == 0 ? "length" : "stop";
-        return 0;
     }
+    return 0;
 }
 
-static int finish(struct run *r, struct problem *p)
+/* ---- the end ---- */
+
+/* Nobody wants it any more: its end is waited for, so that its place is free at once. */
+static void cancel(struct hearth_request **request)
 {
-    if (r->whole && say_whole(r, p) < 0) {
-        return -1;
+    struct hearth_token token = { 0 };
+    struct hearth_error ignored;
+    double until = now_ms() + CANCEL_MS;
+    hearth_cancel(*request, &ignored);
+    while (!token.ended && now_ms() < until &&
+           hearth_next(*request, &token, CANCEL_MS, &ignored) == HEARTH_TOKEN) {
     }
-    r->end.prompt_ms = r->end.n_tokens ? r->first_ms - r->asked_ms : 0;
-    r->end.predicted_ms = r->last_ms - r->first_ms;
-    return r->events->end(r->events->context, &r->end);
+    hearth_end(request);
 }
 
-int generate(struct exchange *x, struct hearth *h, const struct generation *g,
-             const struct generate_events *events, struct problem *p)
+/* What ended is kept until its answer has gone out: a gateway that dies before leaves it for who comes back. */
+static void end_requests(struct run *r, struct hearth_request **ended)
 {
-    struct run r = { .x = x, .h = h, .g = g, .events = events, .asked_ms = now_ms() };
-    struct hearth_error error;
-    int result = -1;
-    problem_set(p, 499, NULL, NULL, "the client left");
-    if (g->chat && learn_format(&r, p) < 0) {
-        goto end;
+    bool sent = exchange_delivered(r->x), comes_back = !exchange_left(r->x) || r->kept;
+    /* An interruption was for the reading; the end is still to be said. */
+    int interrupt_fd = hearth_interrupt_fd(r->all.h, -1);
+    for (size_t k = 0; k < r->n; k++) {
+        struct hearth_request **live = &r->list[k].request;
+        if (ended[k] && (sent || !comes_back)) {
+            hearth_end(&ended[k]);
+        } else if (ended[k]) {
+            hearth_leave(&ended[k]);
+        } else if (*live && r->kept) {
+            hearth_leave(live);
+        } else if (*live) {
+            cancel(live);
+        }
     }
-    struct hearth_request *request = hearth_submit(h, &g->ask, &error);
-    if (!request) {
-        problem_of_error(p, &error);
-        goto end;
+    hearth_interrupt_fd(r->all.h, interrupt_fd);
+}
+
+void generate(struct exchange *x, struct hearth *h, const struct generation *g,
+              const struct generate_events *events)
+{
+    struct problem problem, *p = &problem;
+    struct run r = { .all = { .h = h, .g = g, .events = events, .asked_ms = now_ms() },
+                     .x = x,
+                     .n = g->n_prompts * g->n };
+    struct hearth_request *ended[GENERATE_CHOICES_MAX] = { NULL };
+    r.list = calloc(r.n, sizeof *r.list);
+    if (!r.list) {
+        problem_set(p, 500, NULL, NULL, "no memory for %zu answers", r.n);
+        problem_reply(x, p);
+        return;
     }
-    const struct hearth_info *info = hearth_info(request);
-    r.end.n_prompt = info->n_prompt;
-    metrics_begin(info->n_prompt);
-    result = events->begun(events->context, info);
-    result = result == 0 ? read_tokens(&r, request, p) : result;
-    metrics_end(r.end.n_tokens > 0);
-    hearth_end(&request); /* cancels, if it has not ended */
-    result = result == 0 ? finish(&r, p) : result;
-end:
-    split_clear(&r.split);
-    text_clear(&r.raw);
-    text_clear(&r.clean);
-    return result;
+    for (size_t k = 0; k < r.n; k++) {
+        r.list[k].index = k;
+    }
+    int result = begin(&r, p);
+    result = result == 0 ? read_tokens(&r, ended, p) : result;
+    if (result == 0) {
+        struct generate_end *end = &r.all.end;
+        end->prompt_ms = end->n_tokens ? r.all.first_ms - r.all.asked_ms : 0;
+        end->predicted_ms = r.all.last_ms - r.all.first_ms;
+        result = events->end(events->context, end) < 0
+                     ? problem_set(p, 499, NULL, NULL, "the client left")
+                     : 0;
+    }
+    if (result < 0) {
+        problem_reply(x, p);
+    }
+    for (size_t k = 0; k < r.n; k++) {
+        if (r.list[k].begun) {
+            metrics_end(r.list[k].n_tokens > 0);
+        }
+        choice_clear(&r.list[k]);
+    }
+    end_requests(&r, ended);
+    free(r.list);
 }

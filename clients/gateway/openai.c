@@ -1,6 +1,7 @@
 #include "clients/gateway/openai.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -10,16 +11,23 @@
 #include "clients/gateway/sse.h"
 #include "clients/gateway/text.h"
 
-/* The answer being written: whole, or chunk by chunk. */
-struct writer {
-    struct exchange *x;
-    const struct openai_request *request;
-    char id[64], model[LIMIT_MODEL_NAME_BYTES];
-    int64_t created;
+/* One of the answers. */
+struct written {
     struct text content, reasoning; /* of a whole answer */
     struct json *calls;             /* owned */
     struct json *logprobs;          /* owned: said with the next chunk; or all, of a whole answer */
     size_t text_len;                /* legacy logprobs count from the answer's begin */
+    char finish_reason[16];
+};
+
+/* What is being written: whole, or chunk by chunk. */
+struct writer {
+    struct sse sse;
+    const struct openai_request *request;
+    char id[64], model[LIMIT_MODEL_NAME_BYTES];
+    int64_t created;
+    struct written *answers; /* owned */
+    size_t n;
 };
 
 static struct json *str(const char *text)
@@ -83,7 +91,7 @@ static struct json *logprob_of(const char *piece, size_t len, float logprob)
     return o;
 }
 
-static void add_chat_logprob(struct writer *w, const struct hearth_token *token,
+static void add_chat_logprob(struct written *w, const struct hearth_token *token,
                              const char *const *pieces, const size_t *lens)
 {
     if (!w->logprobs) {
@@ -98,7 +106,7 @@ static void add_chat_logprob(struct writer *w, const struct hearth_token *token,
     json_push(json_find(w->logprobs, "content"), o);
 }
 
-static void add_legacy_logprob(struct writer *w, const struct hearth_token *token,
+static void add_legacy_logprob(struct written *w, const struct hearth_token *token,
                                const char *const *pieces, const size_t *lens)
 {
     static const char *const lists[] = { "tokens", "token_logprobs", "top_logprobs",
@@ -123,19 +131,19 @@ static void add_legacy_logprob(struct writer *w, const struct hearth_token *toke
     w->text_len += lens[0];
 }
 
-static int on_token(void *context, const struct hearth_token *token, const char *const *pieces,
-                    const size_t *lens)
+static int on_token(void *context, size_t choice, const struct hearth_token *token,
+                    const char *const *pieces, const size_t *lens)
 {
     struct writer *w = context;
     if (w->request->chat) {
-        add_chat_logprob(w, token, pieces, lens);
+        add_chat_logprob(&w->answers[choice], token, pieces, lens);
     } else {
-        add_legacy_logprob(w, token, pieces, lens);
+        add_legacy_logprob(&w->answers[choice], token, pieces, lens);
     }
     return 0;
 }
 
-static struct json *take_logprobs(struct writer *w)
+static struct json *take_logprobs(struct written *w)
 {
     struct json *value = w->logprobs;
     w->logprobs = NULL;
@@ -145,23 +153,20 @@ static struct json *take_logprobs(struct writer *w)
 /* ---- chunks ---- */
 
 /* One choice: the delta of a chat, or the text of a completion; taken. */
-static int chunk(struct writer *w, struct json *delta_or_text, const char *finish_reason,
-                 const struct generate_end *end)
+static int chunk(struct writer *w, size_t index, struct json *delta_or_text,
+                 const char *finish_reason)
 {
     struct json *o = envelope(w, true), *choices = json_new_array(), *choice = json_new_object();
-    json_set(choice, "index", json_new_int(0));
+    json_set(choice, "index", json_new_int((int64_t)index));
     json_set(choice, w->request->chat ? "delta" : "text", delta_or_text);
-    json_set(choice, "logprobs", take_logprobs(w));
+    json_set(choice, "logprobs", take_logprobs(&w->answers[index]));
     json_set(choice, "finish_reason", finish_reason ? str(finish_reason) : json_new_null());
     json_push(choices, choice);
     json_set(o, "choices", choices);
     if (w->request->include_usage) {
         json_set(o, "usage", json_new_null());
     }
-    if (end) {
-        json_set(o, "timings", timings_of(end));
-    }
-    return sse_json(w->x, o);
+    return sse_json(&w->sse, o);
 }
 
 static int on_begun(void *context, const struct hearth_info *info)
@@ -172,30 +177,37 @@ static int on_begun(void *context, const struct hearth_info *info)
     if (!w->request->stream) {
         return 0;
     }
-    exchange_stream(w->x);
-    if (!w->request->chat) {
-        return 0;
+    if (w->n == 1) { /* the order of several is nobody's to repeat */
+        snprintf(w->sse.id, sizeof w->sse.id, "%s", info->id);
     }
-    struct json *delta = json_new_object();
-    json_set(delta, "role", str("assistant"));
-    json_set(delta, "content", str(""));
-    return chunk(w, delta, NULL, NULL);
+    exchange_stream(w->sse.x);
+    for (size_t i = 0; w->request->chat && i < w->n; i++) {
+        struct json *delta = json_new_object();
+        json_set(delta, "role", str("assistant"));
+        json_set(delta, "content", str(""));
+        if (chunk(w, i, delta, NULL) < 0) {
+            return -1;
+        }
+    }
+    return 0;
 }
 
-static int on_text(void *context, enum generate_part part, const char *text, size_t len)
+static int on_text(void *context, size_t choice, enum generate_part part, const char *text,
+                   size_t len)
 {
     struct writer *w = context;
+    struct written *a = &w->answers[choice];
     bool thinks = part == GENERATE_REASONING;
     if (!w->request->stream) {
-        text_add(thinks ? &w->reasoning : &w->content, text, len);
-        return w->reasoning.failed || w->content.failed ? -1 : 0;
+        text_add(thinks ? &a->reasoning : &a->content, text, len);
+        return a->reasoning.failed || a->content.failed ? -1 : 0;
     }
     if (!w->request->chat) {
-        return chunk(w, json_new_str(text, len), NULL, NULL);
+        return chunk(w, choice, json_new_str(text, len), NULL);
     }
     struct json *delta = json_new_object();
     json_set(delta, thinks ? "reasoning_content" : "content", json_new_str(text, len));
-    return chunk(w, delta, NULL, NULL);
+    return chunk(w, choice, delta, NULL);
 }
 
 /* A call as the message has it, or with its index as a delta has it. */
@@ -218,52 +230,60 @@ static struct json *call_of(const char *id, const char *name, const char *argume
     return call;
 }
 
-static int call_chunk(struct writer *w, struct json *call)
+static int call_chunk(struct writer *w, size_t choice, struct json *call)
 {
     struct json *delta = json_new_object(), *list = json_new_array();
     json_push(list, call);
     json_set(delta, "tool_calls", list);
-    return chunk(w, delta, NULL, NULL);
+    return chunk(w, choice, delta, NULL);
 }
 
-static int on_call(void *context, size_t i, const char *id, const char *name, const char *arguments)
+static int on_call(void *context, size_t choice, size_t i, const char *id, const char *name,
+                   const char *arguments)
 {
     struct writer *w = context;
+    struct written *a = &w->answers[choice];
     if (!w->request->stream) {
-        if (!w->calls) {
-            w->calls = json_new_array();
+        if (!a->calls) {
+            a->calls = json_new_array();
         }
-        json_push(w->calls, call_of(id, name, arguments, false, 0));
+        json_push(a->calls, call_of(id, name, arguments, false, 0));
         return 0;
     }
     /* The name comes once, before its arguments: some clients begin a new call at every name. */
-    return call_chunk(w, call_of(id, name, "", true, i)) < 0
+    return call_chunk(w, choice, call_of(id, name, "", true, i)) < 0
                ? -1
-               : call_chunk(w, call_of(NULL, NULL, arguments, true, i));
+               : call_chunk(w, choice, call_of(NULL, NULL, arguments, true, i));
 }
 
 /* ---- the end ---- */
 
+static int on_end_choice(void *context, size_t choice, const char *finish_reason)
+{
+    struct writer *w = context;
+    snprintf(w->answers[choice].finish_reason, sizeof w->answers[choice].finish_reason, "%s",
+             finish_reason);
+    return w->request->stream
+               ? chunk(w, choice, w->request->chat ? json_new_object() : str(""), finish_reason)
+               : 0;
+}
+
 static int end_stream(struct writer *w, const struct generate_end *end)
 {
-    struct json *last = w->request->chat ? json_new_object() : str("");
-    if (chunk(w, last, end->finish_reason, end) < 0) {
-        return -1;
-    }
     if (w->request->include_usage) {
         struct json *o = envelope(w, true);
         json_set(o, "choices", json_new_array());
         json_set(o, "usage", usage_of(end));
         json_set(o, "timings", timings_of(end));
-        if (sse_json(w->x, o) < 0) {
+        if (sse_json(&w->sse, o) < 0) {
             return -1;
         }
     }
-    sse_done(w->x);
+    sse_done(w->sse.x);
     return 0;
 }
 
-static struct json *message_of(struct writer *w)
+static struct json *message_of(struct written *w)
 {
     struct json *message = json_new_object();
     json_set(message, "role", str("assistant"));
@@ -281,50 +301,78 @@ static struct json *message_of(struct writer *w)
     return message;
 }
 
+static struct json *choice_of(struct writer *w, size_t index)
+{
+    struct written *a = &w->answers[index];
+    struct json *choice = json_new_object();
+    json_set(choice, "index", json_new_int((int64_t)index));
+    if (w->request->chat) {
+        json_set(choice, "message", message_of(a));
+    } else {
+        json_set(choice, "text", json_new_str(text_str(&a->content), a->content.len));
+    }
+    json_set(choice, "logprobs", take_logprobs(a));
+    json_set(choice, "finish_reason", str(a->finish_reason));
+    return choice;
+}
+
 static int on_end(void *context, const struct generate_end *end)
 {
     struct writer *w = context;
     if (w->request->stream) {
         return end_stream(w, end);
     }
-    struct json *o = envelope(w, false), *choices = json_new_array(), *choice = json_new_object();
-    json_set(choice, "index", json_new_int(0));
-    if (w->request->chat) {
-        json_set(choice, "message", message_of(w));
-    } else {
-        json_set(choice, "text", json_new_str(text_str(&w->content), w->content.len));
+    struct json *o = envelope(w, false), *choices = json_new_array();
+    for (size_t i = 0; i < w->n; i++) {
+        json_push(choices, choice_of(w, i));
     }
-    json_set(choice, "logprobs", take_logprobs(w));
-    json_set(choice, "finish_reason", str(end->finish_reason));
-    json_push(choices, choice);
     json_set(o, "choices", choices);
     json_set(o, "usage", usage_of(end));
     json_set(o, "timings", timings_of(end));
-    exchange_reply_json(w->x, 200, o);
+    exchange_reply_json(w->sse.x, 200, o);
     return 0;
+}
+
+static void write_answer(struct exchange *x, struct hearth *h, const struct openai_request *request)
+{
+    struct writer w = { .sse.x = x, .request = request, .created = (int64_t)time(NULL) };
+    const struct generate_events events = { &w,      on_begun,      on_token, on_text,
+                                            on_call, on_end_choice, on_end };
+    w.n = request->generation.n_prompts * request->generation.n;
+    w.answers = calloc(w.n, sizeof *w.answers);
+    exchange_last_event(x, &w.sse.skip);
+    if (request->stream) {
+        exchange_may_stream(x, SSE_PING);
+    }
+    if (w.answers) {
+        generate(x, h, &request->generation, &events);
+    } else {
+        exchange_reply(x, 500, "text/plain", "", 0);
+    }
+    for (size_t i = 0; w.answers && i < w.n; i++) {
+        text_clear(&w.answers[i].content);
+        text_clear(&w.answers[i].reasoning);
+        json_destroy(&w.answers[i].calls);
+        json_destroy(&w.answers[i].logprobs);
+    }
+    free(w.answers);
 }
 
 static void answer(struct exchange *x, struct hearth *h, bool chat)
 {
-    struct openai_request request;
+    struct openai_request *request = calloc(1, sizeof *request);
     struct problem problem;
-    struct writer w = { .x = x, .request = &request, .created = (int64_t)time(NULL) };
-    const struct generate_events events = { &w, on_begun, on_token, on_text, on_call, on_end };
-    int result = openai_request_read(&request, x, chat, &problem);
-    if (result == 0) {
-        if (request.stream) {
-            exchange_may_stream(x, SSE_PING);
-        }
-        result = generate(x, h, &request.generation, &events, &problem);
+    if (!request) {
+        exchange_reply(x, 500, "text/plain", "", 0);
+        return;
     }
-    if (result < 0) {
+    if (openai_request_read(request, x, chat, &problem) < 0) {
         problem_reply(x, &problem);
+    } else {
+        write_answer(x, h, request);
     }
-    text_clear(&w.content);
-    text_clear(&w.reasoning);
-    json_destroy(&w.calls);
-    json_destroy(&w.logprobs);
-    openai_request_clear(&request);
+    openai_request_clear(request);
+    free(request);
 }
 
 void openai_chat(struct exchange *x, struct hearth *h)

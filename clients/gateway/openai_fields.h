@@ -4,13 +4,15 @@
 #include <stdbool.h>
 
 #include "clients/gateway/generate.h"
+#include "clients/gateway/problem.h"
 #include "proto/json.h"
 #include "proto/limits.h"
 
 struct openai_request {
     struct json *body;    /* owned; what follows borrows from it */
-    struct json *context; /* owned: the template's, of a chat */
-    int32_t *ids;         /* owned: a prompt of tokens */
+    struct json *context; /* owned: the template's, of a chat; or prefix and suffix */
+    int32_t *ids;         /* owned: prompts of tokens */
+    struct generate_prompt prompts[GENERATE_CHOICES_MAX];
     bool chat, stream, include_usage;
     bool logprobs;
     const char *model; /* as asked for; NULL: the default */
@@ -18,6 +20,9 @@ struct openai_request {
     const char *stops[LIMIT_STOP_STRINGS];
     size_t stop_lens[LIMIT_STOP_STRINGS];
     struct hearth_bias biases[LIMIT_LOGIT_BIASES];
+    const char *breakers[LIMIT_DRY_BREAKERS], *banned_strings[LIMIT_BANNED_STRINGS];
+    int32_t banned_tokens[LIMIT_LOGIT_BIASES];
+    char samplers[400];
 };
 
 /* Reads the exchange's body. -1 with a problem. */

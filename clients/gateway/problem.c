@@ -74,7 +74,7 @@ struct json *problem_json(const struct problem *p)
 void problem_reply(struct exchange *x, const struct problem *p)
 {
     if (exchange_streams(x)) {
-        sse_json(x, problem_json(p));
+        sse_plain(x, problem_json(p));
         exchange_close(x);
         return;
     }

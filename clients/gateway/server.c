@@ -1,5 +1,5 @@
 /* The loop's side: libmicrohttpd in external epoll mode, the watch on sockets, heartbeats, the end. */
-#include "clients/gateway/server.h"
+#include "clients/gateway/server_parts.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -14,27 +14,13 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include "clients/gateway/exchange.h"
 #include "clients/gateway/metrics.h"
 #include "clients/gateway/pool.h"
-#include "clients/gateway/problem.h"
 #include "proto/channel.h"
 #include "proto/log.h"
 
 #define TURN_MS      1000 /* heartbeats are looked at so often */
 #define STREAM_CHUNK 16384
-
-struct server {
-    struct server_options options;
-    struct MHD_Daemon *daemon;
-    int wake_fd;  /* eventfd: a hand rang */
-    int watch_fd; /* epoll: a client left */
-    struct pool *pool, *quick;
-    struct exchange *first; /* all of them; loop thread */
-    atomic_bool stopping;
-    pthread_mutex_t lock;
-    struct exchange *rung;
-};
 
 bool server_stopping(const struct server *s)
 {
@@ -105,7 +91,7 @@ static void take_rung(struct server *s)
 
 /* ---- the watch ---- */
 
-static void watch(struct exchange *x, bool on)
+void server_watch(struct exchange *x, bool on)
 {
     struct epoll_event event = { .events = EPOLLRDHUP | EPOLLONESHOT, .data.ptr = x };
     if (on != x->watched &&
@@ -192,8 +178,7 @@ static enum MHD_Result answer(struct exchange *x)
     return result;
 }
 
-/* Queues the answer when there is one, else waits for it. */
-static enum MHD_Result answer_or_wait(struct exchange *x)
+enum MHD_Result server_answer(struct exchange *x)
 {
     enum MHD_Result result = MHD_YES;
     pthread_mutex_lock(&x->lock);
@@ -209,253 +194,6 @@ static enum MHD_Result answer_or_wait(struct exchange *x)
     }
     pthread_mutex_unlock(&x->lock);
     return result;
-}
-
-static enum MHD_Result refuse(struct exchange *x)
-{
-    problem_reply(x, x->refusal);
-    return answer_or_wait(x);
-}
-
-/* ---- requests ---- */
-
-static const char *header_of(struct MHD_Connection *connection, const char *name)
-{
-    return MHD_lookup_connection_value(connection, MHD_HEADER_KIND, name);
-}
-
-/* "/v1/models/" -> "models". */
-static void normal_path(const char *url, char path[SERVER_PATH_BYTES])
-{
-    while (*url == '/') {
-        url++;
-    }
-    if (strncmp(url, "v1/", 3) == 0) {
-        url += 3;
-    }
-    snprintf(path, SERVER_PATH_BYTES, "%s", url);
-    for (size_t n = strlen(path); n > 0 && path[n - 1] == '/'; n--) {
-        path[n - 1] = 0;
-    }
-}
-
-/* The row of a path, and of its method if there is one of that: *found tells that the path is known. */
-static const struct route *find_route(struct server *s, struct exchange *x, bool *found)
-{
-    const char *method = strcmp(x->method, "HEAD") == 0 ? "GET" : x->method;
-    for (size_t i = 0; i < s->options.n_routes; i++) {
-        const struct route *r = &s->options.routes[i];
-        size_t n = strlen(r->path);
-        bool rest = n > 0 && r->path[n - 1] == '/';
-        if (rest ? strncmp(x->path, r->path, n) != 0 || !x->path[n]
-                 : strcmp(x->path, r->path) != 0) {
-            continue;
-        }
-        *found = true;
-        if (strcmp(r->method, method) == 0) {
-            snprintf(x->rest, sizeof x->rest, "%s", rest ? x->path + n : "");
-            return r;
-        }
-    }
-    return NULL;
-}
-
-static int check_length(struct exchange *x, struct problem *p)
-{
-    const char *text = header_of(x->connection, "Content-Length");
-    unsigned long long length = text ? strtoull(text, NULL, 10) : 0;
-    return length > SERVER_BODY_MAX
-               ? problem_set(p, 413, NULL, "request_too_large", "a body of %llu bytes, at most %u",
-                             length, SERVER_BODY_MAX)
-               : 0;
-}
-
-/* What can be said from the headers alone. */
-static int check(struct server *s, struct exchange *x, struct problem *p)
-{
-    const struct guard *guard = s->options.guard;
-    const char *origin = header_of(x->connection, "Origin");
-    bool found = false;
-    if (guard_host(guard, header_of(x->connection, "Host"), origin, p) < 0) {
-        return -1;
-    }
-    snprintf(x->origin, sizeof x->origin, "%s", origin ? origin : "");
-    if (strcmp(x->method, "OPTIONS") == 0) {
-        return 0;
-    }
-    x->route = find_route(s, x, &found);
-    if ((!x->route || !x->route->no_key) &&
-        guard_key(guard, header_of(x->connection, "Authorization"),
-                  header_of(x->connection, "x-api-key"), p) < 0) {
-        return -1;
-    }
-    if (!x->route) {
-        return found ? problem_set(p, 405, NULL, "method_not_allowed", "%s is not for /%s",
-                                   x->method, x->path)
-                     : problem_set(p, 404, NULL, "unknown_path", "there is no /%s here", x->path);
-    }
-    return check_length(x, p);
-}
-
-static struct exchange *exchange_create(struct server *s, struct MHD_Connection *connection,
-                                        const char *url, const char *method)
-{
-    struct exchange *x = calloc(1, sizeof *x);
-    uint8_t random[12];
-    if (!x) {
-        return NULL;
-    }
-    x->server = s;
-    x->connection = connection;
-    x->fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
-    x->refs = 1;
-    x->born_ms = exchange_now_ms();
-    pthread_mutex_init(&x->lock, NULL);
-    if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random) {
-        memcpy(random, &x->born_ms, sizeof x->born_ms); /* an id for logs, no secret */
-    }
-    int n = snprintf(x->id, sizeof x->id, "req_");
-    for (size_t i = 0; i < sizeof random; i++) {
-        n += snprintf(x->id + n, sizeof x->id - (size_t)n, "%02x", random[i]);
-    }
-    snprintf(x->method, sizeof x->method, "%s", method);
-    normal_path(url, x->path);
-    x->next = s->first;
-    if (s->first) {
-        s->first->prev = x;
-    }
-    s->first = x;
-    struct problem problem;
-    if (check(s, x, &problem) < 0 && (x->refusal = malloc(sizeof problem))) {
-        *x->refusal = problem;
-    }
-    return x;
-}
-
-static enum MHD_Result take_body(struct exchange *x, const char *data, size_t *size)
-{
-    size_t n = *size;
-    *size = 0;
-    if (exchange_now_ms() - x->born_ms > SERVER_BODY_S * 1000) {
-        return MHD_NO;
-    }
-    if (!x->refusal && x->body_len + n > SERVER_BODY_MAX) {
-        x->refusal = malloc(sizeof *x->refusal);
-        if (!x->refusal) {
-            return MHD_NO;
-        }
-        problem_set(x->refusal, 413, NULL, "request_too_large", "a body of more than %u bytes",
-                    SERVER_BODY_MAX);
-    }
-    if (x->refusal) {
-        x->swallowed += n;
-        return x->swallowed > SERVER_SWALLOW_MAX ? MHD_NO : MHD_YES;
-    }
-    if (x->body_len + n + 1 > x->body_room) {
-        size_t room = 2 * x->body_room + n + 1024;
-        char *larger = realloc(x->body, room);
-        if (!larger) {
-            return MHD_NO;
-        }
-        x->body = larger;
-        x->body_room = room;
-    }
-    memcpy(x->body + x->body_len, data, n);
-    x->body_len += n;
-    x->body[x->body_len] = 0;
-    return MHD_YES;
-}
-
-/* OPTIONS is answered everywhere; what a browser may do is said to pages of this machine only. */
-static enum MHD_Result options_answer(struct exchange *x)
-{
-    const char *wanted = header_of(x->connection, "Access-Control-Request-Headers");
-    exchange_header(x, "Allow", "GET, HEAD, POST, OPTIONS");
-    if (x->origin[0]) {
-        exchange_header(x, "Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS");
-        exchange_header(x, "Access-Control-Allow-Headers",
-                        wanted && strlen(wanted) < 190 ? wanted : "authorization, content-type");
-        exchange_header(x, "Access-Control-Max-Age", "600");
-    }
-    exchange_reply(x, 204, "text/plain", "", 0);
-    return answer_or_wait(x);
-}
-
-/* The request is whole: a hand gets it. */
-static enum MHD_Result begin(struct server *s, struct exchange *x)
-{
-    x->begun = true;
-    if (x->refusal) {
-        return refuse(x);
-    }
-    if (!x->route) {
-        return options_answer(x);
-    }
-    pthread_mutex_lock(&x->lock);
-    x->refs++;
-    pthread_mutex_unlock(&x->lock);
-    if (!pool_give(x->route->quick ? s->quick : s->pool, x)) {
-        struct exchange *not_taken = x;
-        struct problem problem;
-        exchange_unref(&not_taken);
-        problem_set(&problem, 429, NULL, "busy", "%d requests wait already; again in a second",
-                    POOL_QUEUE_MAX);
-        problem_reply(x, &problem);
-        return answer_or_wait(x);
-    }
-    watch(x, true);
-    return answer_or_wait(x);
-}
-
-static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, const char *url,
-                                  const char *method, const char *version, const char *data,
-                                  size_t *size, void **context)
-{
-    struct server *s = cls;
-    struct exchange *x = *context;
-    (void)version;
-    if (!x) {
-        x = exchange_create(s, connection, url, method);
-        *context = x;
-        /* Refused from its headers alone: a large body need not come at all. */
-        const char *length = x && x->refusal ? header_of(connection, "Content-Length") : NULL;
-        if (length && strtoull(length, NULL, 10) > SERVER_SWALLOW_MAX) {
-            x->begun = true;
-            return refuse(x);
-        }
-        return x ? MHD_YES : MHD_NO;
-    }
-    if (*size > 0) {
-        return take_body(x, data, size);
-    }
-    return x->begun ? answer_or_wait(x) : begin(s, x);
-}
-
-static void on_completed(void *cls, struct MHD_Connection *connection, void **context,
-                         enum MHD_RequestTerminationCode how)
-{
-    struct server *s = cls;
-    struct exchange *x = *context;
-    (void)connection;
-    (void)how;
-    if (!x) {
-        return;
-    }
-    *context = NULL;
-    watch(x, false);
-    exchange_leave(x); /* a hand that has not ended yet works for nobody */
-    pthread_mutex_lock(&x->lock);
-    x->connection = NULL;
-    pthread_mutex_unlock(&x->lock);
-    if (x->prev) {
-        x->prev->next = x->next;
-    } else {
-        s->first = x->next;
-    }
-    if (x->next) {
-        x->next->prev = x->prev;
-    }
-    exchange_unref(&x);
 }
 
 static void on_log(void *cls, const char *format, va_list args)
@@ -569,9 +307,9 @@ static void loop(struct server *s, int signal_fd)
 static struct MHD_Daemon *start_daemon(struct server *s)
 {
     return MHD_start_daemon(
-        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL, on_request, s,
-        MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL, MHD_OPTION_LISTEN_SOCKET, s->options.listen_fd,
-        MHD_OPTION_NOTIFY_COMPLETED, on_completed, s, MHD_OPTION_CONNECTION_TIMEOUT,
+        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL, intake_request,
+        s, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL, MHD_OPTION_LISTEN_SOCKET, s->options.listen_fd,
+        MHD_OPTION_NOTIFY_COMPLETED, intake_completed, s, MHD_OPTION_CONNECTION_TIMEOUT,
         (unsigned)SERVER_IDLE_S, MHD_OPTION_CONNECTION_LIMIT, (unsigned)SERVER_CONNECTIONS,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)SERVER_HEADER_BYTES,
         MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);

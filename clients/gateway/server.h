@@ -28,6 +28,8 @@
 #define SERVER_STREAM_AFTER_MS                                                                     \
     5000 /* a stream that still waits (a model loads) begins by then, with pings */
 #define SERVER_PING_MS 8000 /* silence on a stream before a ping; clients count 10 s and more */
+#define SERVER_DELIVER_S                                                                           \
+    2 /* an answer that ended has so long to go out before its request is left to expire */
 #define SERVER_STOP_MS 1000 /* answers in flight are told at the end, within this */
 
 struct exchange;
@@ -58,7 +60,13 @@ int server_run(const struct server_options *options, struct err *err);
 
 /* ---- for hands ---- */
 
-const char *exchange_id(const struct exchange *x);   /* as x-request-id has it */
+const char *exchange_id(const struct exchange *x); /* as x-request-id has it */
+/* The id that this request must have because of its Idempotency-Key; NULL: none. 32 hex digits. */
+const char *exchange_wanted_id(const struct exchange *x);
+/* The request whose stream the client had up to event *n_events (Last-Event-ID); NULL: none. */
+const char *exchange_last_event(const struct exchange *x, uint64_t *n_events);
+/* Waits until the answer, which has ended, went out to the client; false when it did not. */
+bool exchange_delivered(struct exchange *x);
 const char *exchange_rest(const struct exchange *x); /* of a route with a trailing slash */
 const char *exchange_body(const struct exchange *x, size_t *len);
 const char *exchange_run(const struct exchange *x);

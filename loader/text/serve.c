@@ -88,6 +88,7 @@ static int do_work(struct service *s, const Hearth__TextWork *work, const uint8_
         return work_prompt(w,
                            work->kind == HEARTH__PROMPT_KIND__MESSAGES ? WORK_MESSAGES
                            : work->kind == HEARTH__PROMPT_KIND__TOKENS ? WORK_TOKENS
+                           : work->kind == HEARTH__PROMPT_KIND__INFILL ? WORK_INFILL
                                                                        : WORK_TEXT,
                            data, len, now, out, err);
     case HEARTH__TEXT_OP__PARSE:

@@ -447,6 +447,41 @@ static int prompt_of_messages(const struct work *w, const void *input, size_t le
     return result;
 }
 
+/* Fill in the middle: the mark of the prefix, the prefix, the mark of the suffix, the suffix, the mark behind which the middle
+ * comes (Bavarian et al. 2022, the order prefix, suffix, middle, with which such models are trained). */
+static int prompt_of_infill(const struct work *w, const void *input, size_t len,
+                            struct work_answer *out, struct err *err)
+{
+    static const struct {
+        enum vocab_special mark;
+        const char *member; /* the text behind it */
+    } parts[] = { { VOCAB_FIM_PRE, "prefix" },
+                  { VOCAB_FIM_SUF, "suffix" },
+                  { VOCAB_FIM_MID, NULL } };
+    struct json *ask = json_parse(input, len, err);
+    int32_t bos = tokenizer_special(w->tokenizer, VOCAB_BOS);
+    int result = ask ? 0 : -1;
+    if (result == 0 && tokenizer_vocab(w->tokenizer)->add_bos && bos >= 0) {
+        result = give(out, &bos, sizeof bos, err);
+    }
+    for (size_t i = 0; result == 0 && i < sizeof parts / sizeof parts[0]; i++) {
+        int32_t mark = tokenizer_special(w->tokenizer, parts[i].mark);
+        const struct json *text = parts[i].member ? json_find(ask, parts[i].member) : NULL;
+        size_t n = 0;
+        if (mark < 0) {
+            result = err_set(err, ERR_UNSUPPORTED,
+                             "the model has no tokens for filling in the middle");
+        } else if (parts[i].member && json_kind(text) != JSON_STRING) {
+            result = err_set(err, ERR_BAD_INPUT, "'%s' is no string", parts[i].member);
+        } else if ((result = give(out, &mark, sizeof mark, err)) == 0 && parts[i].member) {
+            const char *bytes = json_as_str(text, &n);
+            result = work_tokenize(w, bytes, n, false, false, out, err);
+        }
+    }
+    json_destroy(&ask);
+    return result;
+}
+
 int work_prompt(const struct work *w, enum work_prompt kind, const void *input, size_t len,
                 int64_t now, struct work_answer *out, struct err *err)
 {
@@ -461,6 +496,8 @@ int work_prompt(const struct work *w, enum work_prompt kind, const void *input, 
         result = ids ? give(out, ids, len, err) : -1;
         free(ids);
         return result;
+    case WORK_INFILL:
+        return prompt_of_infill(w, input, len, out, err);
     case WORK_TEXT:
         break;
     }

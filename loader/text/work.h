@@ -70,10 +70,11 @@ int work_render(const struct work *w, const void *json, size_t len, int64_t now,
 int work_parse(const struct work *w, const void *json, size_t len, int64_t now,
                struct work_answer *out, struct err *err);
 
-enum work_prompt { WORK_TEXT, WORK_MESSAGES, WORK_TOKENS };
+enum work_prompt { WORK_TEXT, WORK_MESSAGES, WORK_TOKENS, WORK_INFILL };
 
 /* A request's prompt -> int32 ids. A conversation is normalised first (conversation.h); with add_generation_prompt false its
  * last message, when it is the assistant's, is continued: the prompt ends with its text. User text never becomes special tokens: only what the template itself wrote does.
- * TOKENS are checked against the vocabulary's size. */
+ * TOKENS are checked against the vocabulary's size. INFILL: JSON {"prefix", "suffix"}, each text alone; ERR_UNSUPPORTED where the
+ * vocabulary has no tokens for it. */
 int work_prompt(const struct work *w, enum work_prompt kind, const void *input, size_t len,
                 int64_t now, struct work_answer *out, struct err *err);

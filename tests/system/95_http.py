@@ -1,6 +1,5 @@
 """The HTTP gateway: every endpoint, whole and streamed, equal to the programs' answers; errors; rubbish; clients that leave; deaths."""
 import base64
-import http.client
 import json
 import os
 import random
@@ -10,56 +9,7 @@ import struct
 import threading
 
 from house import House, main, partial_of, wait_for
-
-CHAT = {"model": "hearth-tiny", "messages": [{"role": "user", "content": "What is hearth?"}], "temperature": 0, "max_tokens": 40}
-LONG = {"prompt": "Once upon a time", "max_tokens": 1500, "temperature": 0.8, "seed": 5, "ignore_eos": True}
-
-
-def port_of(house):
-    return wait_for("the gateway's port", lambda: re.findall(r"listens at http://127\.0\.0\.1:(\d+)", house.log()))[-1]
-
-
-def connection(house):
-    return http.client.HTTPConnection("127.0.0.1", int(port_of(house)), timeout=100)
-
-
-def call(house, method, path, body=None, headers=None):
-    """Status, headers, body (JSON where it is)."""
-    c = connection(house)
-    data = json.dumps(body) if isinstance(body, (dict, list)) else body
-    c.request(method, path, data, headers or {})
-    r = c.getresponse()
-    text = r.read()
-    c.close()
-    kind = r.getheader("Content-Type", "")
-    return r.status, r, json.loads(text) if kind == "application/json" and text else text
-
-
-def post(house, path, body, status=200):
-    got, _, answer = call(house, "POST", path, body)
-    assert got == status, (path, body, got, answer)
-    return answer
-
-
-def events(response):
-    """The values of a stream; None is [DONE]."""
-    for line in response:
-        line = line.strip()
-        if line.startswith(b"data: "):
-            yield None if line == b"data: [DONE]" else json.loads(line[6:])
-        else:
-            assert not line or line.startswith(b":"), line
-
-
-def stream(house, path, body):
-    c = connection(house)
-    c.request("POST", path, json.dumps(dict(body, stream=True)))
-    r = c.getresponse()
-    assert r.status == 200 and r.getheader("Content-Type") == "text/event-stream", (r.status, r.read())
-    assert r.getheader("Cache-Control") == "no-cache"
-    got = list(events(r))
-    c.close()
-    return got
+from web import CHAT, LONG, alive, call, connection, events, port_of, post, stream
 
 
 def chat_whole_and_streamed(house):
@@ -173,7 +123,7 @@ def errors_have_names(house):
     refused(chat, dict(CHAT, model="hearth-tony"), 404, code="model_not_found", param="model")
     refused(chat, dict(CHAT, messages=[{"role": "user", "content": "word " * 5000}]), 400, code="context_length_exceeded")
     refused(chat, dict(CHAT, nonsense=1), 400, param="nonsense")
-    refused(chat, dict(CHAT, n=2), 400, param="n")
+    refused(chat, dict(CHAT, n=65), 400, param="n")
     refused(chat, dict(CHAT, temperature="hot"), 400, param="temperature")
     refused(chat, dict(CHAT, temperature=-1), 400, param="temperature")
     refused(chat, dict(CHAT, messages=[]), 400, param="messages")
@@ -184,7 +134,9 @@ def errors_have_names(house):
     refused(chat, dict(CHAT, logit_bias={"x": 1}), 400, param="logit_bias")
     refused(chat, dict(CHAT, stream=True, nonsense=1), 400, param="nonsense")
     refused("/v1/completions", {"prompt": "x", "suffix": "y"}, 400, param="suffix")
-    refused("/v1/completions", {"prompt": ["a", "b"]}, 400, param="prompt")
+    refused("/v1/completions", {"prompt": ["a", 1]}, 400, param="prompt")
+    refused("/v1/completions", {"prompt": []}, 400, param="prompt")
+    refused("/v1/completions", {"prompt": "a", "best_of": 2}, 400, param="best_of")
     refused("/v1/completions", {}, 400, param="prompt")
     refused("/v1/nothing", {}, 404)
     assert call(house, "GET", chat)[0] == 405
@@ -280,13 +232,6 @@ def streams_survive_deaths(house):
     assert house.kill("http")
     wait_for("another gateway", lambda: house.pids("http") and house.pids("http") != old and call(house, "GET", "/health")[0] == 200
              if alive(house) else None)
-
-
-def alive(house):
-    try:
-        return call(house, "GET", "/health")[0] == 200
-    except OSError:
-        return False
 
 
 def keys_are_asked_for():

@@ -85,7 +85,8 @@ void models_on_need(struct broker *b, uint32_t child, const Hearth__WorkerNeed *
         }
         struct channel_msg create = { .op = CHANNEL_CREATE,
                                       .segment = broker_segment(b),
-                                      .bytes = need->state_bytes };
+                                      .bytes = need->state_bytes,
+                                      .flags = CHANNEL_SPARSE };
         strcpy(m->fingerprint, fingerprint);
         snprintf(create.tag, sizeof create.tag, "state %016" PRIx64 " %s", m->number,
                  m->fingerprint);

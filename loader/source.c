@@ -5,12 +5,12 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "loader/source_ops.h"
 #include "proto/bytes.h"
 #include "proto/log.h"
+#include "proto/shm.h"
 #include "proto/weights.h"
 
 /* The ways of this build; an engine-only build has the pread pool alone. */
@@ -158,20 +158,10 @@ int source_allocate(const struct source *s, uint64_t off, uint64_t size_bytes, s
     uint64_t start = off & ~(uint64_t)(WEIGHTS_PAGE - 1);
     uint64_t end = align_up(off + size_bytes, WEIGHTS_PAGE);
     end = end < s->target.size_bytes ? end : s->target.size_bytes;
-    for (;;) {
-        /* Faults pages in by themselves: unlike fallocate it takes no lock on the file, so threads add up. */
-        if (madvise(s->target.base + start, (size_t)(end - start), MADV_POPULATE_WRITE) == 0) {
-            return 0;
-        }
-        if (errno == EINVAL) {
-            return 0; /* a kernel before 5.14: the reads will fault them in */
-        }
-        if (errno != EINTR && errno != EAGAIN) {
-            return err_set_errno(err, ERR_NO_MEMORY,
-                                 "no memory for bytes %" PRIu64 " to %" PRIu64 " of the segment",
-                                 start, end);
-        }
+    if (shm_populate(s->target.base + start, end - start, err) < 0) {
+        return err_wrap(err, "segment from byte %" PRIu64, start);
     }
+    return 0;
 }
 
 int source_short(const struct source *s, const struct source_chunk *chunk, uint64_t got,

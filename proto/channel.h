@@ -25,7 +25,7 @@
 enum channel_op {
     CHANNEL_SPAWN = 1,
     CHANNEL_KILL,   /* child, signal */
-    CHANNEL_CREATE, /* segment (number chosen by the broker), bytes (0: sized by its writer), tag */
+    CHANNEL_CREATE, /* segment (number chosen by the broker), bytes (0: sized by its writer), tag; flags: CHANNEL_SPARSE */
     CHANNEL_DEPOSIT, /* segment, tag; one or two descriptors come with it */
     CHANNEL_DROP,    /* segment */
     CHANNEL_GRANT,   /* child may take segment; flags: CHANNEL_WRITABLE */
@@ -47,6 +47,7 @@ enum channel_op {
 };
 
 #define CHANNEL_WRITABLE 1u /* flag of GRANT and of a birth's grants */
+#define CHANNEL_SPARSE   2u /* flag of CREATE: who writes there brings the memory, step by step */
 
 /* What a NOTE's code says; the writers are loading processes and text services. */
 enum channel_note {

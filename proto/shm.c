@@ -8,7 +8,20 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-int shm_create(const char *name, uint64_t bytes, bool sealed, struct err *err)
+/* A memfd has no limit of its own: asked for more than the machine has, the kernel would take all memory page by page
+ * and then kill somebody. */
+static int check_machine(const char *name, uint64_t bytes, struct err *err)
+{
+    uint64_t machine = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    if (bytes > machine) {
+        return err_set(err, ERR_NO_MEMORY,
+                       "shared memory %s of %" PRIu64 " bytes; the machine has %" PRIu64, name,
+                       bytes, machine);
+    }
+    return 0;
+}
+
+static int create(const char *name, uint64_t bytes, bool reserved, bool sealed, struct err *err)
 {
     int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0) {
@@ -19,16 +32,12 @@ int shm_create(const char *name, uint64_t bytes, bool sealed, struct err *err)
         goto fail;
     }
     if (bytes > 0) {
-        /* A memfd has no limit of its own: asked for more than the machine has, the kernel would take all memory
-         * page by page and then kill somebody. */
-        uint64_t machine = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-        if (bytes > machine) {
-            err_set(err, ERR_NO_MEMORY,
-                    "shared memory %s of %" PRIu64 " bytes; the machine has %" PRIu64, name, bytes,
-                    machine);
+        if (check_machine(name, bytes, err) < 0) {
             goto fail;
         }
-        int status = posix_fallocate(fd, 0, (off_t)bytes);
+        int status = reserved                          ? posix_fallocate(fd, 0, (off_t)bytes)
+                     : ftruncate(fd, (off_t)bytes) < 0 ? errno
+                                                       : 0;
         if (status) {
             errno = status;
             err_set_errno(err, ERR_NO_MEMORY, "reserve %" PRIu64 " bytes for %s", bytes, name);
@@ -42,6 +51,32 @@ int shm_create(const char *name, uint64_t bytes, bool sealed, struct err *err)
 fail:
     close(fd);
     return -1;
+}
+
+int shm_create(const char *name, uint64_t bytes, bool sealed, struct err *err)
+{
+    return create(name, bytes, true, sealed, err);
+}
+
+int shm_create_sparse(const char *name, uint64_t bytes, struct err *err)
+{
+    return create(name, bytes, false, true, err);
+}
+
+int shm_populate(void *from, uint64_t bytes, struct err *err)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE) - 1;
+    uintptr_t start = (uintptr_t)from & ~page, end = ((uintptr_t)from + bytes + page) & ~page;
+    /* Faults pages in by themselves: unlike fallocate it takes no lock on the file, so threads add up. */
+    while (bytes > 0 && madvise((void *)start, end - start, MADV_POPULATE_WRITE) < 0) {
+        if (errno == EINVAL) {
+            break; /* a kernel before 5.14: a touch will fault them in */
+        }
+        if (errno != EINTR && errno != EAGAIN) {
+            return err_set_errno(err, ERR_NO_MEMORY, "no memory for %" PRIu64 " bytes", bytes);
+        }
+    }
+    return 0;
 }
 
 int shm_seal(int fd, struct err *err)

@@ -13,6 +13,13 @@
  * full machine is an error here and never a SIGBUS later: ERR_NO_MEMORY with the size. */
 int shm_create(const char *name, uint64_t bytes, bool sealed, struct err *err);
 
+/* The same, sealed and without memory behind it yet: who writes there asks for it first (shm_populate). */
+int shm_create_sparse(const char *name, uint64_t bytes, struct err *err);
+
+/* Puts memory behind [from, from + bytes) of a writable mapping, which stays as it is where some was: a full machine is an
+ * error here and not a SIGBUS at the first touch. Any thread. ERR_NO_MEMORY. */
+int shm_populate(void *from, uint64_t bytes, struct err *err);
+
 /* Refuses all later resizing; further seals too. */
 int shm_seal(int fd, struct err *err);
 

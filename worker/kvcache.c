@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "proto/bytes.h"
+#include "proto/shm.h"
 
 #define SECTION_ALIGN 4096u
 
@@ -55,7 +56,8 @@ static int attach(struct kvcache *kv, const struct kv_layout *layout, void *memo
     kv->pages = base + s->pages_off;
     kv->refs = calloc(kv->header->n_pages + 1ull, sizeof *kv->refs);
     kv->free_list = calloc(kv->header->n_pages + 1ull, sizeof *kv->free_list);
-    if (!kv->refs || !kv->free_list) {
+    kv->backed = calloc(kv->header->n_pages + 1ull, sizeof *kv->backed);
+    if (!kv->refs || !kv->free_list || !kv->backed) {
         kvcache_clear(kv);
         return err_set(err, ERR_NO_MEMORY, "kv cache: table of pages");
     }
@@ -85,6 +87,9 @@ int kvcache_init(struct kvcache *kv, const struct kv_layout *layout, void *memor
         return err_set(err, ERR_BAD_INPUT,
                        "kv cache: %u pages, %u sequences of %u: not in %zu bytes", n_pages,
                        max_seqs, ctx_len, size_bytes);
+    }
+    if (shm_populate(memory, s.states_off, err) < 0) {
+        return err_wrap(err, "kv cache: tables");
     }
     struct kvcache_header *h = memory;
     *h = (struct kvcache_header){
@@ -200,6 +205,7 @@ void kvcache_clear(struct kvcache *kv)
 {
     free(kv->refs);
     free(kv->free_list);
+    free(kv->backed);
     *kv = (struct kvcache){ 0 };
 }
 
@@ -213,6 +219,11 @@ int kvcache_begin(struct kvcache *kv, struct kvcache_tag tag, int64_t first_pos,
     for (uint32_t i = 0; i < kv->header->max_seqs; i++) {
         struct kvcache_seq *s = &kv->seqs[i];
         if (!in_use(s)) {
+            if (kv->layout->state_bytes &&
+                shm_populate(kv->states + 2ull * i * kv->layout->state_bytes,
+                             2 * kv->layout->state_bytes, err) < 0) {
+                return -1;
+            }
             s->first_pos = first_pos;
             set_end(s, first_pos, 0);
             if (kv->layout->state_bytes) {
@@ -267,6 +278,22 @@ int64_t kvcache_pos(const struct kvcache *kv, uint32_t seq)
     return end_of(&kv->seqs[seq]);
 }
 
+/* Memory behind the pages that are taken next. Their number says nothing of how far the memory reaches: those that were
+ * given back are taken first. */
+static int back_pages(struct kvcache *kv, uint32_t n, struct err *err)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t page = kv->free_list[kv->n_free - 1 - i];
+        struct err why;
+        if (!kv->backed[page] && shm_populate(kv->pages + page * kv->header->page_bytes,
+                                              kv->header->page_bytes, &why) < 0) {
+            return err_set(err, ERR_FULL, "kv cache: %s", why.text);
+        }
+        kv->backed[page] = true;
+    }
+    return 0;
+}
+
 int kvcache_reserve(struct kvcache *kv, uint32_t seq, uint32_t n_tokens, struct err *err)
 {
     uint32_t *table = table_of(kv, seq);
@@ -285,6 +312,9 @@ int kvcache_reserve(struct kvcache *kv, uint32_t seq, uint32_t n_tokens, struct 
     }
     if (wanted > kv->n_free) {
         return err_set(err, ERR_FULL, "kv cache: %u pages wanted, %u free", wanted, kv->n_free);
+    }
+    if (back_pages(kv, wanted, err) < 0) {
+        return -1;
     }
     for (uint32_t i = first; i < last; i++) {
         uint32_t old = table[i];

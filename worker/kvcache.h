@@ -57,6 +57,7 @@ struct kvcache {
     uint32_t *refs;      /* owned, [n_pages]: tables that name the page */
     uint32_t *free_list; /* owned, [n_pages] */
     uint32_t n_free;
+    bool *backed; /* owned, [n_pages]: the page has memory behind it, or had it asked for */
 };
 
 /* Bytes of memory for so many pages and sequences of at most ctx_len positions. */
@@ -66,7 +67,7 @@ size_t kvcache_size(const struct kv_layout *layout, uint32_t n_pages, uint32_t m
 /* Pages that one sequence of n_tokens takes. */
 uint32_t kvcache_pages_for(uint32_t n_tokens);
 
-/* Lays an empty cache out in `memory` (zeroed, 64-byte aligned, at least kvcache_size bytes; borrowed until
+/* Lays an empty cache out in `memory` (which may be sparse: a page's memory is asked for when it is first taken; zeroed, 64-byte aligned, at least kvcache_size bytes; borrowed until
  * kvcache_clear). Errors: ERR_BAD_INPUT, ERR_NO_MEMORY. */
 int kvcache_init(struct kvcache *kv, const struct kv_layout *layout, void *memory,
                  size_t size_bytes, uint32_t n_pages, uint32_t max_seqs, uint32_t ctx_len,
@@ -94,8 +95,8 @@ int64_t kvcache_find(const struct kvcache *kv, struct kvcache_tag tag);
 int64_t kvcache_pos(const struct kvcache *kv, uint32_t seq);
 
 /* Makes room for n_tokens more positions, un-sharing the page that is written next. forward_step calls it;
- * callers may, to learn early. Errors: ERR_NO_FIT beyond pages_per_seq, ERR_FULL when no page is free (nothing
- * changed then). */
+ * callers may, to learn early. Errors: ERR_NO_FIT beyond pages_per_seq, ERR_FULL when no page is free or the machine
+ * has no memory for one (nothing changed then). */
 int kvcache_reserve(struct kvcache *kv, uint32_t seq, uint32_t n_tokens, struct err *err);
 
 /* forward_step: the n_tokens after the end are written. */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "proto/bytes.h"
+#include "proto/shm.h"
 
 static uint64_t row_tokens(uint32_t ctx_len)
 {
@@ -87,6 +88,9 @@ int state_init(struct state *s, const struct kv_layout *layout, const struct sta
     if (!lay_out(layout, shape, &h) || h.total_bytes > bytes) {
         return err_set(err, ERR_BAD_INPUT, "a state segment of %zu bytes, %" PRIu64 " are needed",
                        bytes, h.total_bytes);
+    }
+    if (shm_populate(memory, h.tokens_off, err) < 0) {
+        return err_wrap(err, "state: tables");
     }
     struct state_header *header = memory;
     header->magic = 0;
@@ -170,6 +174,11 @@ int state_begin(struct state *s, uint64_t shard, struct kvcache_tag tag, int64_t
         if (full.code != ERR_FULL || !state_evict(s)) {
             return err_set(err, full.code, "%s", full.text);
         }
+    }
+    if (shm_populate(state_tokens(s, *seq), row_tokens(s->header->ctx_len) * sizeof(int32_t), err) <
+        0) {
+        kvcache_end(&s->kv, *seq);
+        return err_wrap(err, "tokens of a sequence");
     }
     /* The sequence is empty until its first step or copy, so the row is in time. */
     s->rows[*seq].shard = shard;

@@ -215,7 +215,8 @@ static void from_broker(struct keeper *k, struct child *broker, const struct cha
         }
         break; /* a dead one needs no killing: its DIED is on the way */
     case CHANNEL_CREATE:
-        segments_create(&k->segments, msg->segment, msg->bytes, msg->tag, &err);
+        segments_create(&k->segments, msg->segment, msg->bytes, msg->flags & CHANNEL_SPARSE,
+                        msg->tag, &err);
         break;
     case CHANNEL_DEPOSIT:
         segments_deposit(&k->segments, msg->segment, fds, msg->tag, &err);

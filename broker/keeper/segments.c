@@ -38,14 +38,15 @@ static struct segment *new_row(struct segments *s, uint64_t number, const char *
     return row;
 }
 
-int segments_create(struct segments *s, uint64_t number, uint64_t bytes, const char *tag,
-                    struct err *err)
+int segments_create(struct segments *s, uint64_t number, uint64_t bytes, bool sparse,
+                    const char *tag, struct err *err)
 {
     struct segment *row = new_row(s, number, tag, err);
     if (!row) {
         return -1;
     }
-    row->fds[0] = shm_create("hearth", bytes, bytes > 0, err);
+    row->fds[0] = sparse ? shm_create_sparse("hearth", bytes, err)
+                         : shm_create("hearth", bytes, bytes > 0, err);
     if (row->fds[0] < 0) {
         return err_wrap(err, "segment %s", tag);
     }

@@ -28,9 +28,9 @@ struct segments {
 
 void segments_init(struct segments *s);
 
-/* A new memfd (bytes 0: unsized, sealable by its writer; else reserved and sealed). */
-int segments_create(struct segments *s, uint64_t number, uint64_t bytes, const char *tag,
-                    struct err *err);
+/* A new memfd (bytes 0: unsized, sealable by its writer; else reserved, unless sparse, and sealed). */
+int segments_create(struct segments *s, uint64_t number, uint64_t bytes, bool sparse,
+                    const char *tag, struct err *err);
 
 /* Descriptors that came from the broker; taken, also on failure. */
 int segments_deposit(struct segments *s, uint64_t number, const int fds[CHANNEL_FDS_MAX],

@@ -1,6 +1,10 @@
 /* The state segment: what a successor believes, whose it is, what goes first. No model: positions are committed by hand. */
 #include "tests/test.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "proto/shm.h"
 #include "worker/prefix.h"
 #include "worker/state.h"
 
@@ -176,6 +180,36 @@ static void a_shape_fits_what_is_allowed(void **unused)
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, open_state, close_state)
 
+/* A segment of gigabytes costs nothing until sequences grow into it. */
+static void memory_comes_with_the_pages_taken(void **unused)
+{
+    (void)unused;
+    struct err err;
+    struct state s;
+    struct stat st;
+    uint32_t seq;
+    const struct state_shape wide = { .max_seqs = 2, .ctx_len = 1 << 17, .n_pages = 4096 };
+    uint64_t size = state_size(&layout, &wide);
+    int fd = shm_create_sparse("state", size, &err);
+    assert_true(fd >= 0);
+    size_t mapped;
+    void *base = shm_map(fd, true, &mapped, &err);
+    assert_non_null(base);
+    assert_ok(state_init(&s, &layout, &wide, 77, base, mapped, &err), err);
+    assert_int_equal(fstat(fd, &st), 0);
+    uint64_t before = (uint64_t)st.st_blocks * 512;
+    assert_true(before < size / 8);
+    assert_ok(state_begin(&s, 1, tag(1), 0, &seq, &err), err);
+    assert_ok(kvcache_reserve(&s.kv, seq, 1000, &err), err);
+    assert_int_equal(fstat(fd, &st), 0);
+    uint64_t pages = kvcache_pages_for(1000) * layout.page_bytes, tokens = (1 << 17) * 4;
+    assert_true((uint64_t)st.st_blocks * 512 >= before + pages);
+    assert_true((uint64_t)st.st_blocks * 512 <= before + pages + tokens + 16384);
+    state_clear(&s);
+    shm_unmap(base, mapped);
+    close(fd);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -183,6 +217,7 @@ int main(void)
         TEST(a_conversation_goes_on_where_it_was),
         TEST(a_successor_believes_what_was_committed),
         TEST(the_least_recently_used_goes_first),
+        cmocka_unit_test(memory_comes_with_the_pages_taken),
         TEST(a_shape_fits_what_is_allowed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,6 @@
 #include "proto/pieces.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,7 +60,9 @@ struct build {
     struct pieces *p;
     const struct weights *w;
     const struct weights_kv *tokens;
-    uint8_t *types; /* [n] */
+    uint8_t *types;   /* [n] */
+    uint32_t *marked; /* ids whose text begins like those that are asked for by text */
+    uint32_t n_marked;
 };
 
 static bool text_of(const struct build *b, uint32_t id, const char **text, size_t *len)
@@ -84,12 +87,27 @@ static bool in_list(const char *text, const char *const *list)
     return false;
 }
 
-/* The first id with this text. All texts that are asked for begin with one of four bytes, so most tokens cost one look. */
+#define MARKS                                                                                      \
+    "<[_" /* what all texts that are asked for begin with; a vocabulary has few such tokens */
+
+static void find_marked(struct build *b)
+{
+    const char *text;
+    size_t len;
+    for (uint32_t i = 0; i < b->p->n; i++) {
+        if (text_of(b, i, &text, &len) && len > 0 && memchr(MARKS, *text, sizeof MARKS - 1)) {
+            b->marked[b->n_marked++] = i;
+        }
+    }
+}
+
+/* The first id with this text. */
 static int64_t find_text(const struct build *b, const char *want)
 {
-    for (uint32_t i = 0; i < b->p->n; i++) {
-        if (text_is(b, i, want)) {
-            return i;
+    assert(*want && strchr(MARKS, *want));
+    for (uint32_t i = 0; i < b->n_marked; i++) {
+        if (text_is(b, b->marked[i], want)) {
+            return b->marked[i];
         }
     }
     return ID_NONE;
@@ -340,7 +358,8 @@ int pieces_build(struct pieces *p, const struct weights *w, struct err *err)
     p->pool = malloc(room ? room : 1);
     p->flags = calloc((size_t)p->n + 1, 1);
     b.types = malloc((size_t)p->n + 1);
-    if (!p->offs || !p->pool || !p->flags || !b.types) {
+    b.marked = malloc(((size_t)p->n + 1) * sizeof *b.marked);
+    if (!p->offs || !p->pool || !p->flags || !b.types || !b.marked) {
         err_set(err, ERR_NO_MEMORY, "no memory for a vocabulary of %u tokens", p->n);
         goto fail;
     }
@@ -359,12 +378,15 @@ int pieces_build(struct pieces *p, const struct weights *w, struct err *err)
     if (read_types(&b, err) < 0) {
         goto fail;
     }
+    find_marked(&b);
     find_ends(&b, eos);
     fill(&b, (uint32_t)room);
     free(b.types);
+    free(b.marked);
     return 0;
 fail:
     free(b.types);
+    free(b.marked);
     pieces_clear(p);
     return -1;
 }

@@ -322,6 +322,15 @@ struct backend_limits {
     uint32_t ctx_len;
 };
 
+/* Bytes on the device and the place that they are copied to: `height` pieces of `width`, `pitch` apart on both sides.
+ * Device addresses, widths and pitches are multiples of 16. */
+struct backend_run {
+    void *host;
+    const void *device;
+    uint64_t width, pitch;
+    uint32_t height;
+};
+
 struct backend;
 
 struct backend_ops {
@@ -358,12 +367,27 @@ struct backend_ops {
     /* Device memory to host; a CPU copies. */
     int (*download)(struct backend *, void *host, const void *device, size_t size_bytes,
                     struct err *);
-    /* Each of these may be NULL, as on a CPU. arrived: the segment holds its first data_end bytes of data, so tensors imported
-     * before may be fetched. release: the model is gone, and what was imported from these size_bytes with it. share: the caller's memory that pages and states stand in, told before a step uses
-     * it. finish: waits until all that ops were asked for is done, so that the host may touch that memory. */
+    /* Each of the rest but close may be NULL, as on a CPU. */
+
+    /* Weights. arrived: the segment holds its first data_end bytes of data, so tensors imported before may be fetched.
+     * release: the model is gone, and what was imported from these size_bytes with it. */
     int (*arrived)(struct backend *, uint64_t data_end, struct err *);
     void (*release)(struct backend *, const uint8_t *base, size_t size_bytes);
-    int (*share)(struct backend *, void *memory, size_t size_bytes, struct err *);
+
+    /* Keys, values and states in the device's memory (mirror.h), all in the order of ops. copy and clear: inside of it.
+     * lend: host memory that mirror will write to, until unlend. mirror: runs to host memory, behind all that ops were asked for, not waited for; with `hold` later ops begin after
+     * it. mirrored: 1 when all up to this ticket have arrived, 0 when not yet and not `wait`, -1. */
+    int (*copy)(struct backend *, void *to, const void *from, size_t size_bytes, struct err *);
+    int (*clear)(struct backend *, void *memory, size_t size_bytes, struct err *);
+    int (*lend)(struct backend *, void *memory, size_t size_bytes, struct err *);
+    void (*unlend)(struct backend *, void *memory);
+    int (*mirror)(struct backend *, const struct backend_run *, uint32_t n_runs, bool hold,
+                  uint64_t *ticket, struct err *);
+    int (*mirrored)(struct backend *, uint64_t ticket, bool wait, struct err *);
+
+    /* A step's ops lie between step and finish, so that a device may take them as one launch; `key` names steps of one
+     * shape, 0 those that will hardly come again. finish: waits until all that ops were asked for is done. */
+    int (*step)(struct backend *, uint64_t key, struct err *);
     int (*finish)(struct backend *, struct err *);
     void (*close)(struct backend *);
 };
@@ -373,11 +397,16 @@ struct backend {
     const struct backend_ops *ops;
     const char *name; /* "cpu", "cuda" */
     bool exact;       /* f32 activations everywhere, see op_matmul; KV should be f32 then */
+    uint64_t
+        used_bytes; /* of its memory: alloc, import (a CPU's weights stand in the mapping), reserve */
+    uint64_t budget_bytes; /* of used_bytes; 0: what the device has. More is ERR_NO_MEMORY */
+    bool dry;              /* plan.c: all that takes memory is only counted, nothing is moved */
 };
 
 struct backend_options {
     bool exact;
-    uint32_t n_threads; /* CPU compute threads; 0: all cores the process may use */
+    uint32_t n_threads;    /* CPU compute threads; 0: all cores the process may use */
+    uint64_t budget_bytes; /* of device memory; 0: all of it */
 };
 
 /* What "auto" means: the best backend of this build that this machine can open; one line in the log when a better

@@ -1,6 +1,7 @@
 /* See forward.h. forward_step reads top-down: check and make room, embed, layers, outputs, commit. */
 #include "worker/forward.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -138,6 +139,8 @@ static int alloc_host(struct forward *f, const struct widths *w, struct err *err
     return rc;
 }
 
+static uint64_t n_created; /* names the steps of one; loop thread */
+
 struct forward *forward_create(const struct model *model, struct backend *backend,
                                uint32_t max_tokens, uint32_t max_outputs, struct err *err)
 {
@@ -152,6 +155,7 @@ struct forward *forward_create(const struct model *model, struct backend *backen
     }
     f->m = model;
     f->backend = backend;
+    f->number = ++n_created;
     f->max_tokens = max_tokens;
     f->max_outputs = max_outputs < max_tokens ? max_outputs : max_tokens;
     struct widths w = { 0 };
@@ -632,6 +636,22 @@ static int put_out(struct pass *p, uint8_t flag, uint32_t width, const float *de
     return 0;
 }
 
+#define STEADY_ROWS 16 /* decode: these shapes come again and again */
+
+/* Steps of as many rows and outputs are the same launches on the same memory. */
+static int begin_step(struct pass *p)
+{
+    uint64_t n_outputs = 0;
+    if (!p->ops->step) {
+        return 0;
+    }
+    for (uint32_t i = 0; p->batch->flags && i < p->n; i++) {
+        n_outputs += p->batch->flags[i] != 0;
+    }
+    uint64_t key = p->f->number << 32 | (uint64_t)p->n << 24 | n_outputs << 16;
+    return p->ops->step(p->b, p->n <= STEADY_ROWS ? key : 0, p->err);
+}
+
 int forward_step(struct forward *f, struct kvcache *kv, const struct forward_batch *batch,
                  float *logits, float *embeddings, struct err *err)
 {
@@ -648,10 +668,8 @@ int forward_step(struct forward *f, struct kvcache *kv, const struct forward_bat
     if (logits && !f->m->output.data) {
         return err_set(err, ERR_UNSUPPORTED, "%s gives embeddings, no logits", f->m->arch->name);
     }
-    if (p.ops->share && p.ops->share(p.b, kv->header, kv->header->total_bytes, err) < 0) {
-        return -1;
-    }
-    if (admit(&p) < 0 || make_rope_tables(&p) < 0 || embed(&p) < 0) {
+    assert(kv->mirror || !p.ops->mirror); /* kvcache_place */
+    if (admit(&p) < 0 || begin_step(&p) < 0 || make_rope_tables(&p) < 0 || embed(&p) < 0) {
         return -1;
     }
     for (uint32_t i = 0; i < f->m->n_layers; i++) {
@@ -676,6 +694,9 @@ int forward_step(struct forward *f, struct kvcache *kv, const struct forward_bat
     for (uint32_t begin = 0, end; begin < p.n; begin = end) {
         end = run_end(batch, begin);
         kvcache_commit(kv, batch->seqs[begin], end - begin);
+        if (kvcache_send(kv, batch->seqs[begin], false, err) < 0) {
+            return -1;
+        }
     }
     return 0;
 }

@@ -7,6 +7,7 @@
 
 #include "proto/bytes.h"
 #include "proto/shm.h"
+#include "worker/mirror.h"
 
 #define SECTION_ALIGN 4096u
 
@@ -37,11 +38,18 @@ uint32_t kvcache_pages_for(uint32_t n_tokens)
     return (uint32_t)(((uint64_t)n_tokens + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS);
 }
 
+size_t kvcache_mirror_size(const struct kv_layout *layout, uint32_t n_host_pages, uint32_t max_seqs,
+                           uint32_t ctx_len)
+{
+    struct sections s;
+    return lay_out(layout, n_host_pages, max_seqs, kvcache_pages_for(ctx_len), &s) ? s.total
+                                                                                   : SIZE_MAX;
+}
+
 size_t kvcache_size(const struct kv_layout *layout, uint32_t n_pages, uint32_t max_seqs,
                     uint32_t ctx_len)
 {
-    struct sections s;
-    return lay_out(layout, n_pages, max_seqs, kvcache_pages_for(ctx_len), &s) ? s.total : SIZE_MAX;
+    return kvcache_mirror_size(layout, n_pages, max_seqs, ctx_len);
 }
 
 /* Points into memory whose header is good, and makes the private tables. */
@@ -75,15 +83,15 @@ static void rebuild_free_list(struct kvcache *kv)
     }
 }
 
-int kvcache_init(struct kvcache *kv, const struct kv_layout *layout, void *memory,
-                 size_t size_bytes, uint32_t n_pages, uint32_t max_seqs, uint32_t ctx_len,
-                 struct err *err)
+int kvcache_init_mirror(struct kvcache *kv, const struct kv_layout *layout, void *memory,
+                        size_t size_bytes, uint32_t n_pages, uint32_t n_host_pages,
+                        uint32_t max_seqs, uint32_t ctx_len, struct err *err)
 {
     uint32_t pages_per_seq = kvcache_pages_for(ctx_len);
     struct sections s;
     *kv = (struct kvcache){ 0 };
-    if (max_seqs == 0 || pages_per_seq == 0 ||
-        !lay_out(layout, n_pages, max_seqs, pages_per_seq, &s) || s.total > size_bytes) {
+    if (max_seqs == 0 || pages_per_seq == 0 || n_host_pages > n_pages ||
+        !lay_out(layout, n_host_pages, max_seqs, pages_per_seq, &s) || s.total > size_bytes) {
         return err_set(err, ERR_BAD_INPUT,
                        "kv cache: %u pages, %u sequences of %u: not in %zu bytes", n_pages,
                        max_seqs, ctx_len, size_bytes);
@@ -97,6 +105,7 @@ int kvcache_init(struct kvcache *kv, const struct kv_layout *layout, void *memor
         .max_seqs = max_seqs,
         .pages_per_seq = pages_per_seq,
         .n_pages = n_pages,
+        .n_host_pages = n_host_pages,
         .page_bytes = layout->page_bytes,
         .state_bytes = layout->state_bytes,
         .fingerprint = layout->fingerprint,
@@ -113,12 +122,21 @@ int kvcache_init(struct kvcache *kv, const struct kv_layout *layout, void *memor
     return 0;
 }
 
+int kvcache_init(struct kvcache *kv, const struct kv_layout *layout, void *memory,
+                 size_t size_bytes, uint32_t n_pages, uint32_t max_seqs, uint32_t ctx_len,
+                 struct err *err)
+{
+    return kvcache_init_mirror(kv, layout, memory, size_bytes, n_pages, n_pages, max_seqs, ctx_len,
+                               err);
+}
+
 static uint32_t *table_of(const struct kvcache *kv, uint32_t seq)
 {
     assert(seq < kv->header->max_seqs);
     return kv->tables + (size_t)seq * kv->header->pages_per_seq;
 }
 
+/* What stands in this memory, which is all there is without a mirror. */
 static int64_t end_of(const struct kvcache_seq *s)
 {
     return (int64_t)(atomic_load_explicit(&s->committed, memory_order_acquire) >> 1);
@@ -129,7 +147,7 @@ static uint32_t state_of(const struct kvcache_seq *s)
     return (uint32_t)atomic_load_explicit(&s->committed, memory_order_relaxed) & 1;
 }
 
-static void set_end(struct kvcache_seq *s, int64_t end, uint32_t state)
+void kvcache_set_end(struct kvcache_seq *s, int64_t end, uint32_t state)
 {
     atomic_store_explicit(&s->committed, (uint64_t)end << 1 | state, memory_order_release);
 }
@@ -159,7 +177,7 @@ static bool adopt_seq(struct kvcache *kv, uint32_t seq)
     uint32_t first = (uint32_t)(s->first_pos / KV_PAGE_TOKENS);
     uint32_t last = end > s->first_pos ? (uint32_t)((end - 1) / KV_PAGE_TOKENS) + 1 : first;
     for (uint32_t i = first; i < last; i++) {
-        if (table[i] >= kv->header->n_pages) {
+        if (table[i] >= kv->header->n_host_pages) {
             return false;
         }
     }
@@ -185,7 +203,8 @@ int kvcache_adopt(struct kvcache *kv, const struct kv_layout *layout, void *memo
     if (h->magic != KVCACHE_MAGIC || h->version != KVCACHE_VERSION ||
         h->fingerprint != layout->fingerprint || h->page_bytes != layout->page_bytes ||
         h->state_bytes != layout->state_bytes || h->max_seqs == 0 || h->pages_per_seq == 0 ||
-        !lay_out(layout, h->n_pages, h->max_seqs, h->pages_per_seq, &s) ||
+        h->n_host_pages > h->n_pages ||
+        !lay_out(layout, h->n_host_pages, h->max_seqs, h->pages_per_seq, &s) ||
         s.total != h->total_bytes || s.total > size_bytes) {
         return err_set(err, ERR_CHANGED, "kv cache: made by another model or build");
     }
@@ -201,12 +220,33 @@ int kvcache_adopt(struct kvcache *kv, const struct kv_layout *layout, void *memo
     return 0;
 }
 
+int kvcache_place(struct kvcache *kv, struct backend *backend, struct err *err)
+{
+    assert(!kv->mirror);
+    if (!backend->ops->mirror) {
+        return 0;
+    }
+    kv->mirror = mirror_create(kv, backend, err);
+    return kv->mirror ? 0 : -1;
+}
+
+int kvcache_send(struct kvcache *kv, uint32_t seq, bool all, struct err *err)
+{
+    return kv->mirror ? mirror_send(kv, seq, all, err) : 0;
+}
+
 void kvcache_clear(struct kvcache *kv)
 {
+    mirror_destroy(kv);
     free(kv->refs);
     free(kv->free_list);
     free(kv->backed);
     *kv = (struct kvcache){ 0 };
+}
+
+static uint8_t *host_state(const struct kvcache *kv, uint32_t seq, uint32_t idx)
+{
+    return kv->states + (2ull * seq + idx) * kv->layout->state_bytes;
 }
 
 int kvcache_begin(struct kvcache *kv, struct kvcache_tag tag, int64_t first_pos, uint32_t *seq,
@@ -225,9 +265,12 @@ int kvcache_begin(struct kvcache *kv, struct kvcache_tag tag, int64_t first_pos,
                 return -1;
             }
             s->first_pos = first_pos;
-            set_end(s, first_pos, 0);
+            kvcache_set_end(s, first_pos, 0);
             if (kv->layout->state_bytes) {
-                memset(kvcache_state(kv, i, false), 0, kv->layout->state_bytes);
+                memset(host_state(kv, i, 0), 0, kv->layout->state_bytes);
+            }
+            if (kv->mirror && mirror_begin(kv, i, first_pos, err) < 0) {
+                return -1;
             }
             atomic_thread_fence(memory_order_release);
             s->tag = tag;
@@ -258,6 +301,9 @@ void kvcache_end(struct kvcache *kv, uint32_t seq)
     for (uint32_t i = 0; i < kv->header->pages_per_seq; i++) {
         drop_page(kv, &table[i]);
     }
+    if (kv->mirror) {
+        mirror_end(kv, seq);
+    }
     forget(kv, seq);
 }
 
@@ -275,21 +321,35 @@ int64_t kvcache_find(const struct kvcache *kv, struct kvcache_tag tag)
 int64_t kvcache_pos(const struct kvcache *kv, uint32_t seq)
 {
     assert(seq < kv->header->max_seqs);
-    return end_of(&kv->seqs[seq]);
+    return kv->mirror ? mirror_pos(kv, seq) : end_of(&kv->seqs[seq]);
+}
+
+/* A page for itself where one was shared and partly ours. */
+static int copy_page(struct kvcache *kv, uint32_t to, uint32_t from, struct err *err)
+{
+    if (kv->mirror) {
+        return mirror_copy_page(kv, to, from, err);
+    }
+    memcpy(kv->pages + to * kv->header->page_bytes, kv->pages + from * kv->header->page_bytes,
+           kv->header->page_bytes);
+    return 0;
 }
 
 /* Memory behind the pages that are taken next. Their number says nothing of how far the memory reaches: those that were
- * given back are taken first. */
+ * given back are taken first. A mirror goes without those that it cannot have. */
 static int back_pages(struct kvcache *kv, uint32_t n, struct err *err)
 {
     for (uint32_t i = 0; i < n; i++) {
         uint32_t page = kv->free_list[kv->n_free - 1 - i];
         struct err why;
-        if (!kv->backed[page] && shm_populate(kv->pages + page * kv->header->page_bytes,
-                                              kv->header->page_bytes, &why) < 0) {
+        if (kv->backed[page] || page >= kv->header->n_host_pages) {
+            continue;
+        }
+        kv->backed[page] = shm_populate(kv->pages + page * kv->header->page_bytes,
+                                        kv->header->page_bytes, &why) == 0;
+        if (!kv->backed[page] && !kv->mirror) {
             return err_set(err, ERR_FULL, "kv cache: %s", why.text);
         }
-        kv->backed[page] = true;
     }
     return 0;
 }
@@ -321,13 +381,15 @@ int kvcache_reserve(struct kvcache *kv, uint32_t seq, uint32_t n_tokens, struct 
         if (old != KV_PAGE_NONE && kv->refs[old] == 1) {
             continue;
         }
-        uint32_t page = kv->free_list[--kv->n_free];
-        kv->refs[page] = 1;
-        uint8_t *to = kv->pages + page * kv->header->page_bytes;
-        if (old != KV_PAGE_NONE) { /* shared and partly ours: a copy to write into */
-            memcpy(to, kv->pages + old * kv->header->page_bytes, kv->header->page_bytes);
+        uint32_t page = kv->free_list[kv->n_free - 1];
+        if (old != KV_PAGE_NONE) {
+            if (copy_page(kv, page, old, err) < 0) {
+                return -1;
+            }
             kv->refs[old]--;
         }
+        kv->n_free--;
+        kv->refs[page] = 1;
         table[i] = page;
     }
     return 0;
@@ -336,8 +398,12 @@ int kvcache_reserve(struct kvcache *kv, uint32_t seq, uint32_t n_tokens, struct 
 void kvcache_commit(struct kvcache *kv, uint32_t seq, uint32_t n_tokens)
 {
     struct kvcache_seq *s = &kv->seqs[seq];
+    if (kv->mirror) {
+        mirror_commit(kv, seq, n_tokens);
+        return;
+    }
     uint32_t state = kv->layout->state_bytes ? state_of(s) ^ 1 : 0;
-    set_end(s, end_of(s) + n_tokens, state);
+    kvcache_set_end(s, end_of(s) + n_tokens, state);
 }
 
 int kvcache_truncate(struct kvcache *kv, uint32_t seq, int64_t pos, struct err *err)
@@ -354,9 +420,15 @@ int kvcache_truncate(struct kvcache *kv, uint32_t seq, int64_t pos, struct err *
     if (kv->layout->state_bytes && pos != s->first_pos) {
         return err_set(err, ERR_UNSUPPORTED, "kv cache: a recurrent model cannot rewind");
     }
-    set_end(s, pos, state_of(s));
-    if (kv->layout->state_bytes) {
-        memset(kvcache_state(kv, seq, false), 0, kv->layout->state_bytes);
+    if (kv->mirror) {
+        if (mirror_truncate(kv, seq, pos, err) < 0) {
+            return -1;
+        }
+    } else {
+        kvcache_set_end(s, pos, state_of(s));
+        if (kv->layout->state_bytes) {
+            memset(kvcache_state(kv, seq, false), 0, kv->layout->state_bytes);
+        }
     }
     uint32_t *table = table_of(kv, seq);
     uint32_t keep = (uint32_t)((pos + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS);
@@ -379,6 +451,9 @@ int kvcache_copy_prefix(struct kvcache *kv, uint32_t dst, uint32_t src, uint32_t
         from->first_pos % KV_PAGE_TOKENS != 0) {
         return 0;
     }
+    if (kvcache_send(kv, src, true, err) < 0) {
+        return -1;
+    }
     int64_t have = kvcache_pos(kv, src) - from->first_pos;
     uint32_t n = n_tokens < have ? n_tokens : (uint32_t)have;
     uint32_t first = (uint32_t)(from->first_pos / KV_PAGE_TOKENS), n_pages = n / KV_PAGE_TOKENS;
@@ -390,8 +465,17 @@ int kvcache_copy_prefix(struct kvcache *kv, uint32_t dst, uint32_t src, uint32_t
         kv->refs[from_table[i]]++;
     }
     *n_copied = n_pages * KV_PAGE_TOKENS;
-    set_end(to, to->first_pos + *n_copied, 0);
+    if (kv->mirror) {
+        mirror_share(kv, dst, src, to->first_pos + *n_copied);
+    } else {
+        kvcache_set_end(to, to->first_pos + *n_copied, 0);
+    }
     return 0;
+}
+
+uint8_t *kvcache_pages(const struct kvcache *kv)
+{
+    return kv->mirror ? mirror_pages(kv) : kv->pages;
 }
 
 const uint32_t *kvcache_table(const struct kvcache *kv, uint32_t seq)
@@ -404,6 +488,8 @@ uint8_t *kvcache_state(const struct kvcache *kv, uint32_t seq, bool next)
     if (!kv->layout->state_bytes) {
         return NULL;
     }
-    uint32_t idx = state_of(&kv->seqs[seq]) ^ (next ? 1u : 0u);
-    return kv->states + (2ull * seq + idx) * kv->layout->state_bytes;
+    if (kv->mirror) {
+        return mirror_state(kv, seq, next);
+    }
+    return host_state(kv, seq, state_of(&kv->seqs[seq]) ^ (next ? 1u : 0u));
 }

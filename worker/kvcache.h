@@ -1,11 +1,13 @@
 /* Keys, values and recurrent state of many sequences, in memory that the caller provides: a memfd shared with
  * nobody but the next worker, which maps it after a death and goes on (kvcache_adopt). Worker, loop thread only.
+ * A CPU computes in that very memory. A device with memory of its own computes there (kvcache_place), and this memory is
+ * its mirror, a little behind (mirror.h): `committed` then counts what has arrived here.
  *
  *   struct kvcache_header            magic, version, fingerprint of the model's layout, sizes
  *   struct kvcache_seq [max_seqs]    one row for each sequence slot: owner's tag, positions committed
  *   u32 [max_seqs][pages_per_seq]    page tables, by page index (position / KV_PAGE_TOKENS)
  *   recurrent state [max_seqs][2]    hybrids only: two copies, the committed one and the one being made
- *   pages [n_pages]                  see backend.h
+ *   pages [n_host_pages]             see backend.h; fewer than n_pages only where they are a mirror under a budget
  *
  * What stands in the memory is only changed in an order that a reader after a sudden death can trust: a page is
  * in a table before it is written, `committed` grows (release) after the step that wrote the positions. What lies
@@ -21,7 +23,7 @@
 #include "worker/backend.h"
 
 #define KVCACHE_MAGIC   0x00000000314b5648ull /* "HVK1" */
-#define KVCACHE_VERSION 1
+#define KVCACHE_VERSION 2
 
 /* Whose sequence this is: the request's 128-bit id, say. Zero: the slot is free. */
 struct kvcache_tag {
@@ -33,7 +35,7 @@ struct kvcache_header {
     uint32_t version;
     uint32_t max_seqs;
     uint32_t pages_per_seq;
-    uint32_t n_pages;
+    uint32_t n_pages, n_host_pages;
     uint64_t page_bytes, state_bytes;
     uint64_t fingerprint;
     uint64_t total_bytes;
@@ -47,8 +49,11 @@ struct kvcache_seq {
     _Atomic uint64_t committed;
 };
 
+struct mirror;
+
 struct kvcache {
     const struct kv_layout *layout; /* borrowed from the model */
+    struct mirror *mirror;          /* owned; NULL where the device computes in this memory */
     struct kvcache_header *header;
     struct kvcache_seq *seqs;
     uint32_t *tables;
@@ -73,12 +78,28 @@ int kvcache_init(struct kvcache *kv, const struct kv_layout *layout, void *memor
                  size_t size_bytes, uint32_t n_pages, uint32_t max_seqs, uint32_t ctx_len,
                  struct err *err);
 
+/* The same for a device of its own, whose n_pages are mirrored up to number n_host_pages: how many bytes, an empty one. */
+size_t kvcache_mirror_size(const struct kv_layout *layout, uint32_t n_host_pages, uint32_t max_seqs,
+                           uint32_t ctx_len);
+int kvcache_init_mirror(struct kvcache *kv, const struct kv_layout *layout, void *memory,
+                        size_t size_bytes, uint32_t n_pages, uint32_t n_host_pages,
+                        uint32_t max_seqs, uint32_t ctx_len, struct err *err);
+
 /* Takes over what a predecessor left. Everything is checked; a sequence whose table makes no sense is dropped.
  * Errors: ERR_CHANGED when the fingerprint or the sizes are of another model or build. */
 int kvcache_adopt(struct kvcache *kv, const struct kv_layout *layout, void *memory,
                   size_t size_bytes, struct err *err);
 
-/* Frees what is private; the memory stays as it is. Accepts a zeroed one. */
+/* Gives pages and states their place in the device's memory, with what an adopted cache holds; on a CPU they have it.
+ * Once, after init or adopt and before the first step. The backend is borrowed until kvcache_clear.
+ * Errors: ERR_NO_MEMORY, the device's. */
+int kvcache_place(struct kvcache *kv, struct backend *backend, struct err *err);
+
+/* Sends what sequence seq computed to its mirror, without waiting; `all`: and waits until it is there. Without a mirror
+ * there is nothing to do. Errors: the device's. */
+int kvcache_send(struct kvcache *kv, uint32_t seq, bool all, struct err *err);
+
+/* Frees what is private, after what is on its way has arrived; the memory stays as it is. Accepts a zeroed one. */
 void kvcache_clear(struct kvcache *kv);
 
 /* A new empty sequence at first_pos, or ERR_FULL. Returns its slot in *seq. */
@@ -111,6 +132,7 @@ int kvcache_truncate(struct kvcache *kv, uint32_t seq, int64_t pos, struct err *
 int kvcache_copy_prefix(struct kvcache *kv, uint32_t dst, uint32_t src, uint32_t n_tokens,
                         uint32_t *n_copied, struct err *err);
 
-/* The page table of a sequence, and its two recurrent states (committed, next); NULL without. */
+/* Where ops find the pages. The page table of a sequence, and its two recurrent states (committed, next); NULL without. */
+uint8_t *kvcache_pages(const struct kvcache *kv);
 const uint32_t *kvcache_table(const struct kvcache *kv, uint32_t seq);
 uint8_t *kvcache_state(const struct kvcache *kv, uint32_t seq, bool next);

@@ -119,7 +119,7 @@ static int store_kv(struct pass *p, const struct model_layer *l, const float *k,
     const struct op_kv_store op = {
         .layout = &p->m->kv,
         .layer = l->kv_layer,
-        .page_base = p->kv->pages,
+        .page_base = kvcache_pages(p->kv),
         .rows = p->f->rows,
         .n_rows = p->n,
         .k = k,
@@ -136,7 +136,7 @@ static int attend(struct pass *p, const struct model_layer *l, const float *q, u
     const struct op_attention op = {
         .layout = &p->m->kv,
         .layer = l->kv_layer,
-        .page_base = p->kv->pages,
+        .page_base = kvcache_pages(p->kv),
         .rows = p->f->rows,
         .n_rows = p->n,
         .n_heads = l->n_heads,

@@ -7,6 +7,7 @@
 struct forward {
     const struct model *m; /* borrowed, as the backend */
     struct backend *backend;
+    uint64_t number; /* of this one among all that this process made */
     uint32_t max_tokens, max_outputs;
     _Atomic uint32_t *progress; /* borrowed or NULL */
     bool all_ready;             /* every tensor has been waited for */

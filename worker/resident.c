@@ -173,7 +173,7 @@ static int make_room(struct resident *r, struct err *err)
         return -1;
     }
     r->forward = forward_create(r->model, r->backend, r->rows_max, n, err);
-    if (!r->forward) {
+    if (!r->forward || kvcache_place(&r->state.kv, r->backend, err) < 0) {
         return -1;
     }
     forward_set_progress(r->forward, &r->state.header->progress);

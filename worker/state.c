@@ -199,9 +199,11 @@ void state_resume(struct state *s, uint32_t seq, struct kvcache_tag tag)
 
 void state_idle(struct state *s, uint32_t seq)
 {
+    struct err err;
     assert(s->busy[seq]);
     s->busy[seq] = false;
     touch(s, seq);
+    (void)kvcache_send(&s->kv, seq, true, &err); /* a device that fails says so at its next step */
     if (kvcache_pos(&s->kv, seq) == s->kv.seqs[seq].first_pos) {
         kvcache_end(&s->kv, seq); /* holds nothing */
     }

@@ -85,15 +85,17 @@ static int open_engine(struct bench *b, struct err *err)
         return -1;
     }
     uint32_t n_pages = (kvcache_pages_for(length) + 1) * n_seqs;
-    b->memory_bytes = kvcache_size(&b->model->kv, n_pages, n_seqs, length);
+    uint32_t n_host_pages = b->backend->ops->mirror ? 0 : n_pages; /* nobody takes over */
+    b->memory_bytes = kvcache_mirror_size(&b->model->kv, n_host_pages, n_seqs, length);
     b->memory = mmap(NULL, b->memory_bytes, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (b->memory == MAP_FAILED) {
         b->memory = NULL;
         return err_set(err, ERR_NO_MEMORY, "%zu bytes of keys and values", b->memory_bytes);
     }
-    if (kvcache_init(&b->kv, &b->model->kv, b->memory, b->memory_bytes, n_pages, n_seqs, length,
-                     err) < 0) {
+    if (kvcache_init_mirror(&b->kv, &b->model->kv, b->memory, b->memory_bytes, n_pages,
+                            n_host_pages, n_seqs, length, err) < 0 ||
+        kvcache_place(&b->kv, b->backend, err) < 0) {
         return -1;
     }
     b->logits = malloc((size_t)n_seqs * b->model->vocab_size * sizeof *b->logits);

@@ -196,15 +196,17 @@ static int open_engine(struct eval *e, struct err *err)
         return -1;
     }
     uint32_t n_pages = kvcache_pages_for(e->longest) + 1;
-    e->memory_bytes = kvcache_size(&e->m->kv, n_pages, 1, (uint32_t)ctx);
+    uint32_t n_host_pages = e->backend->ops->mirror ? 0 : n_pages; /* nobody takes over */
+    e->memory_bytes = kvcache_mirror_size(&e->m->kv, n_host_pages, 1, (uint32_t)ctx);
     e->memory = mmap(NULL, e->memory_bytes, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (e->memory == MAP_FAILED) {
         e->memory = NULL;
         return err_set(err, ERR_NO_MEMORY, "%zu bytes of keys and values", e->memory_bytes);
     }
-    if (kvcache_init(&e->kv_cache, &e->m->kv, e->memory, e->memory_bytes, n_pages, 1, (uint32_t)ctx,
-                     err) < 0) {
+    if (kvcache_init_mirror(&e->kv_cache, &e->m->kv, e->memory, e->memory_bytes, n_pages,
+                            n_host_pages, 1, (uint32_t)ctx, err) < 0 ||
+        kvcache_place(&e->kv_cache, e->backend, err) < 0) {
         return -1;
     }
     size_t width = e->embed ? e->m->dim : e->m->vocab_size;

@@ -233,8 +233,7 @@ static void run_block(dim3 block)
     }
 }
 
-void emulate_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
-                    const std::function<void()> &run)
+void emulate_run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &run)
 {
     e.n = block.x * block.y * block.z;
     if (e.n == 0 || e.n > THREADS_MAX || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
@@ -257,96 +256,4 @@ void emulate_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
             }
         }
     }
-}
-
-/* ---- the runtime ---- */
-
-const char *cudaGetErrorString(cudaError_t rc)
-{
-    return rc == cudaSuccess ? "no error" : rc == cudaErrorNoDevice ? "no device" : "out of memory";
-}
-
-cudaError_t cudaGetLastError()
-{
-    return cudaSuccess;
-}
-
-/* HEARTH_EMULATED_DEVICES=0: a machine without a GPU. */
-cudaError_t cudaGetDeviceCount(int *n)
-{
-    const char *count = getenv("HEARTH_EMULATED_DEVICES");
-    *n = count ? atoi(count) : 1;
-    return *n > 0 ? cudaSuccess : cudaErrorNoDevice;
-}
-
-cudaError_t cudaSetDevice(int)
-{
-    return cudaSuccess;
-}
-
-cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
-{
-    *free_bytes = *total = 0;
-    return cudaSuccess;
-}
-
-cudaError_t cudaMalloc(void **p, size_t size)
-{
-    *p = size < (size_t)1 << 40 ? aligned_alloc(256, (size + 255) / 256 * 256) : nullptr;
-    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-
-cudaError_t cudaFree(void *p)
-{
-    free(p);
-    return cudaSuccess;
-}
-
-cudaError_t cudaHostAlloc(void **p, size_t size, unsigned)
-{
-    return cudaMalloc(p, size);
-}
-
-cudaError_t cudaFreeHost(void *p)
-{
-    return cudaFree(p);
-}
-
-cudaError_t cudaHostRegister(void *, size_t, unsigned)
-{
-    return cudaSuccess;
-}
-
-cudaError_t cudaHostUnregister(void *)
-{
-    return cudaSuccess;
-}
-
-cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t)
-{
-    memset(p, value, size);
-    return cudaSuccess;
-}
-
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind,
-                            cudaStream_t)
-{
-    memcpy(to, from, size);
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamCreate(cudaStream_t *stream)
-{
-    *stream = nullptr;
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamDestroy(cudaStream_t)
-{
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamSynchronize(cudaStream_t)
-{
-    return cudaSuccess;
 }

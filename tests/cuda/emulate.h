@@ -1,5 +1,5 @@
 /* A CUDA device on the host: blocks one after another, the threads of a block as fibres that meet at barriers and
- * shuffles; __shared__ is static, the runtime's calls are malloc and memcpy. Put before each .cu file of worker/cuda
+ * shuffles; __shared__ is static, the runtime's calls are in emulate_runtime.h. Put before each .cu file of worker/cuda
  * (-include), which is then compiled as C++17 by the host's compiler. Catches wrong indices, missing guards, divergent
  * barriers and misaligned loads; says nothing about speed, and little about races, as fibres switch at
  * barriers only (every other launch runs them from last to first). */
@@ -38,10 +38,8 @@ struct emulate_place {
 
 /* Where the running fibre stands. */
 extern struct emulate_place emulate_place;
-#define threadIdx emulate_place.thread
-#define blockIdx  emulate_place.block
-#define blockDim  emulate_place.block_dim
-#define gridDim   emulate_place.grid_dim
+inline dim3 &threadIdx = emulate_place.thread, &blockIdx = emulate_place.block,
+            &blockDim = emulate_place.block_dim, &gridDim = emulate_place.grid_dim;
 
 #define EMULATE_WORDS 4
 
@@ -63,33 +61,7 @@ template <class T> T __shfl_xor_sync(unsigned, T v, int with)
     return v;
 }
 
-/* ---- the runtime ---- */
-
-typedef int cudaError_t;
-typedef struct emulate_stream *cudaStream_t;
-
 /* Runs the kernel; aborts with a line when threads wait for each other in vain. */
-void emulate_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-                    const std::function<void()> &run);
+void emulate_run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &run);
 
-enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100 };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
-enum { cudaHostAllocDefault = 0, cudaHostRegisterMapped = 2 };
-
-const char *cudaGetErrorString(cudaError_t rc);
-cudaError_t cudaGetLastError();
-cudaError_t cudaGetDeviceCount(int *n);
-cudaError_t cudaSetDevice(int device);
-cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total);
-cudaError_t cudaMalloc(void **p, size_t size);
-cudaError_t cudaFree(void *p);
-cudaError_t cudaHostAlloc(void **p, size_t size, unsigned flags);
-cudaError_t cudaFreeHost(void *p);
-cudaError_t cudaHostRegister(void *p, size_t size, unsigned flags);
-cudaError_t cudaHostUnregister(void *p);
-cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t stream);
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind kind,
-                            cudaStream_t stream);
-cudaError_t cudaStreamCreate(cudaStream_t *stream);
-cudaError_t cudaStreamDestroy(cudaStream_t stream);
-cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+#include "tests/cuda/emulate_runtime.h"

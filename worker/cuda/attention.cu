@@ -489,10 +489,13 @@ int cuda_attention_reserve(struct cuda_backend *c, struct err *err)
     const struct backend_limits *l = &c->limits;
     size_t spans = l->ctx_len / KV_SPAN + 2;
     size_t want = (size_t)SPLIT_ROWS * l->max_heads * spans * (2 + l->max_v_dim);
-    c->n_partials = want < PARTIALS_MAX ? want : PARTIALS_MAX;
-    cuda_free(&c->base, c->partials);
-    c->partials = (float *)cuda_alloc(&c->base, c->n_partials * sizeof(float), err);
-    return c->partials ? 0 : -1;
+    size_t have = c->n_partials * sizeof(float);
+    want = want < PARTIALS_MAX ? want : PARTIALS_MAX;
+    if (cuda_grow(c, (void **)&c->partials, &have, want * sizeof(float), err) < 0) {
+        return -1;
+    }
+    c->n_partials = have / sizeof(float);
+    return 0;
 }
 
 static struct page_side side_of(enum dtype type, uint32_t dim, uint32_t row_bytes, uint64_t off)

@@ -1,4 +1,4 @@
-/* What every .cu file begins with: the contract's headers as C, launches and calls of the runtime as errors of ours.
+/* What every .cu file begins with: the contract's headers as C, launches (launch.cuh) and calls of the runtime as errors of ours.
  * tests/cuda compiles the same sources with emulate.h put before them instead of the runtime. */
 #pragma once
 
@@ -18,17 +18,14 @@ extern "C" {
 }
 #pragma GCC diagnostic pop
 
-/* kernel<<<...>>>(...), or the emulation's loop over blocks. */
-#if !defined(HEARTH_EMULATED)
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                     \
-    kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+#include "worker/cuda/launch.cuh"
+
 /* Shared memory whose size the launch says. */
+#if !defined(HEARTH_EMULATED)
 #define DYNAMIC_SHARED(type, name)                                                                 \
     extern __shared__ __align__(16) unsigned char dynamic_shared[];                                \
     type *name = (type *)dynamic_shared
 #else
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                     \
-    emulate_launch(grid, block, shared_bytes, stream, [=] { kernel(__VA_ARGS__); })
 #define DYNAMIC_SHARED(type, name) type *name = (type *)emulate_shared()
 #endif
 

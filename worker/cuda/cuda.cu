@@ -4,143 +4,42 @@
 
 #include "worker/cuda/dequant.cuh"
 
-#define STAGE_BYTES ((size_t)8 << 20) /* page tables of 16 sequences of 32k take 64 KiB a layer */
-#define STAGE_ALIGN 256
+/* ---- work space ---- */
 
-struct cuda_memory {
-    struct cuda_memory *next;
-    void *device;
-};
+#define WIDER(field) all->field = l->field > all->field ? l->field : all->field
 
-/* ---- memory ---- */
-
-void *cuda_alloc(struct backend *b, size_t size_bytes, struct err *err)
+/* What all models that are bound ask for; it never shrinks, as some of them go on. */
+static void widen(struct backend_limits *all, const struct backend_limits *l)
 {
-    struct cuda_backend *c = cuda_of(b);
-    struct cuda_memory *m = (struct cuda_memory *)calloc(1, sizeof *m);
-    size_t size = size_bytes ? size_bytes : 1;
-    if (!m) {
-        err_set(err, ERR_NO_MEMORY, "cuda: a list entry");
-        return NULL;
-    }
-    cudaError_t rc = cudaMalloc(&m->device, size);
-    if (rc != cudaSuccess) {
-        size_t free_bytes = 0, total = 0;
-        (void)cudaGetLastError(); /* it is told here */
-        (void)cudaMemGetInfo(&free_bytes, &total);
-        err_set(err, ERR_NO_MEMORY, "cuda: %zu MiB wanted, %zu of %zu MiB free: %s", size >> 20,
-                free_bytes >> 20, total >> 20, cudaGetErrorString(rc));
-        free(m);
-        return NULL;
-    }
-    m->next = c->memory;
-    c->memory = m;
-    if (cuda_check(cudaMemsetAsync(m->device, 0, size, c->stream), "clear memory", err) < 0) {
-        cuda_free(b, m->device);
-        return NULL;
-    }
-    return m->device;
-}
-
-void cuda_free(struct backend *b, void *memory)
-{
-    struct cuda_backend *c = cuda_of(b);
-    for (struct cuda_memory **at = &c->memory; memory && *at; at = &(*at)->next) {
-        struct cuda_memory *m = *at;
-        if (m->device == memory) {
-            *at = m->next;
-            (void)cudaFree(m->device);
-            free(m);
-            return;
-        }
-    }
-}
-
-const void *cuda_stage(struct cuda_backend *c, const void *host, size_t size_bytes, struct err *err)
-{
-    if (size_bytes > STAGE_BYTES) {
-        err_set(err, ERR_NO_FIT, "cuda: %zu bytes for one launch", size_bytes);
-        return NULL;
-    }
-    if (c->stage_at + size_bytes > STAGE_BYTES) {
-        if (cuda_check(cudaStreamSynchronize(c->stream), "a full ring", err) < 0) {
-            return NULL;
-        }
-        c->stage_at = 0;
-    }
-    uint8_t *from = c->stage_host + c->stage_at, *to = c->stage_device + c->stage_at;
-    memcpy(from, host, size_bytes);
-    c->stage_at = (size_t)round_up(c->stage_at + size_bytes, STAGE_ALIGN);
-    if (cuda_check(cudaMemcpyAsync(to, from, size_bytes, cudaMemcpyHostToDevice, c->stream),
-                   "stage", err) < 0) {
-        return NULL;
-    }
-    return to;
-}
-
-static int cuda_upload(struct backend *b, void *device, const void *host, size_t size_bytes,
-                       struct err *err)
-{
-    struct cuda_backend *c = cuda_of(b);
-    if (cuda_check(cudaMemcpyAsync(device, host, size_bytes, cudaMemcpyHostToDevice, c->stream),
-                   "upload", err) < 0) {
-        return -1;
-    }
-    /* The caller may let go of host memory. */
-    return cuda_check(cudaStreamSynchronize(c->stream), "upload", err);
-}
-
-static int cuda_download(struct backend *b, void *host, const void *device, size_t size_bytes,
-                         struct err *err)
-{
-    struct cuda_backend *c = cuda_of(b);
-    if (cuda_check(cudaMemcpyAsync(host, device, size_bytes, cudaMemcpyDeviceToHost, c->stream),
-                   "download", err) < 0) {
-        return -1;
-    }
-    return cuda_check(cudaStreamSynchronize(c->stream), "download", err);
-}
-
-/* State memory stays on the host's side and is read over the bus, until pages have a copy on the device (README.md). */
-static int cuda_share(struct backend *b, void *memory, size_t size_bytes, struct err *err)
-{
-    struct cuda_backend *c = cuda_of(b);
-    if (c->mapped == memory) {
-        return 0;
-    }
-    if (c->mapped) {
-        (void)cudaHostUnregister(c->mapped);
-        (void)cudaGetLastError(); /* its memory may be gone already */
-        c->mapped = NULL;
-    }
-    if (cuda_check(cudaHostRegister(memory, size_bytes, cudaHostRegisterMapped), "map the state",
-                   err) < 0) {
-        return -1;
-    }
-    c->mapped = memory;
-    return 0;
-}
-
-static int cuda_finish(struct backend *b, struct err *err)
-{
-    return cuda_check(cudaStreamSynchronize(cuda_of(b)->stream), "step", err);
+    WIDER(max_rows);
+    WIDER(max_rows_wide);
+    WIDER(max_k);
+    WIDER(max_m);
+    WIDER(max_heads);
+    WIDER(max_k_dim);
+    WIDER(max_v_dim);
+    WIDER(max_experts);
+    WIDER(ctx_len);
 }
 
 static int cuda_reserve(struct backend *b, const struct backend_limits *limits, struct err *err)
 {
     struct cuda_backend *c = cuda_of(b);
-    size_t codes = (size_t)limits->max_rows * limits->max_k; /* experts' rows come in pieces */
-    cuda_free(b, c->codes);
-    cuda_free(b, c->columns);
-    c->limits = *limits;
-    c->max_codes = 0;
-    c->codes = (int8_t *)cuda_alloc(b, codes, err);
-    c->columns = (struct column_block *)cuda_alloc(b, codes / 32 * sizeof *c->columns, err);
-    if (!c->codes || !c->columns) {
-        return -1;
+    struct backend_limits before = c->limits;
+    widen(&c->limits, limits);
+    size_t codes = (size_t)c->limits.max_rows * c->limits.max_k; /* experts' rows come in pieces */
+    size_t columns_have = c->max_codes / 32 * sizeof *c->columns, codes_have = c->max_codes;
+    int rc = cuda_grow(c, (void **)&c->codes, &codes_have, codes, err) < 0 ||
+                     cuda_grow(c, (void **)&c->columns, &columns_have,
+                               codes / 32 * sizeof *c->columns, err) < 0
+                 ? -1
+                 : 0;
+    c->max_codes = rc == 0 ? codes_have : c->max_codes;
+    rc = rc == 0 ? cuda_attention_reserve(c, err) : rc;
+    if (rc < 0 || b->dry) {
+        c->limits = before;
     }
-    c->max_codes = codes;
-    return cuda_attention_reserve(c, err);
+    return rc;
 }
 
 static void cuda_close(struct backend *b)
@@ -149,13 +48,10 @@ static void cuda_close(struct backend *b)
     if (c->stream) {
         (void)cudaStreamSynchronize(c->stream);
     }
-    if (c->mapped) {
-        (void)cudaHostUnregister(c->mapped);
-    }
+    cuda_mirror_destroy(c);
+    cuda_step_destroy(c);
     cuda_release(b, NULL, SIZE_MAX);
-    while (c->memory) {
-        cuda_free(b, c->memory->device);
-    }
+    cuda_free_all(c);
     if (c->stage_host) {
         (void)cudaFreeHost(c->stage_host);
     }
@@ -195,8 +91,14 @@ static struct backend_ops make_ops(void)
     ops.download = cuda_download;
     ops.arrived = cuda_arrived;
     ops.release = cuda_release;
-    ops.share = cuda_share;
-    ops.finish = cuda_finish;
+    ops.copy = cuda_copy;
+    ops.clear = cuda_clear;
+    ops.lend = cuda_lend;
+    ops.unlend = cuda_unlend;
+    ops.mirror = cuda_mirror_send;
+    ops.mirrored = cuda_mirrored;
+    ops.step = cuda_step_begin;
+    ops.finish = cuda_step_end;
     ops.close = cuda_close;
     return ops;
 }
@@ -251,15 +153,11 @@ struct backend *cuda_open(const char *name, const struct backend_options *option
     c->base.ops = &ops;
     c->base.name = "cuda";
     c->device = device;
+    c->base.budget_bytes = options->budget_bytes;
     if (cuda_check(cudaSetDevice(device), name, err) < 0 ||
         cuda_check(cudaStreamCreate(&c->stream), name, err) < 0 ||
-        cuda_check(cudaHostAlloc((void **)&c->stage_host, STAGE_BYTES, cudaHostAllocDefault),
-                   "pinned memory", err) < 0) {
-        cuda_close(&c->base);
-        return NULL;
-    }
-    c->stage_device = (uint8_t *)cuda_alloc(&c->base, STAGE_BYTES, err);
-    if (!c->stage_device || cuda_tables_create(c, err) < 0) {
+        cuda_stage_create(c, err) < 0 || cuda_step_create(c, err) < 0 ||
+        cuda_mirror_create(c, err) < 0 || cuda_tables_create(c, err) < 0) {
         cuda_close(&c->base);
         return NULL;
     }

@@ -30,6 +30,11 @@ struct column_block {
 
 struct cuda_memory; /* one allocation, listed until close */
 struct cuda_tensor; /* one import: where it comes from, where it goes */
+struct cuda_step;
+struct cuda_mirror;
+
+#define CUDA_ALLOC_ALIGN 512 /* of every allocation, in address and in what is counted */
+#define CUDA_STEPS_KEPT  32  /* graphs: batches of 1 to 16 rows, and as many shapes again */
 
 struct cuda_backend {
     struct backend base;
@@ -44,9 +49,10 @@ struct cuda_backend {
     size_t max_codes;
     float *partials; /* device: attention's spans */
     size_t n_partials;
-    uint8_t *stage_host, *stage_device; /* host arrays on their way: a ring, pinned on this side */
-    size_t stage_at;
-    void *mapped; /* state memory that the device may touch */
+    uint8_t *stage_host, *stage_device; /* host arrays on their way: one block, pinned on this side */
+    size_t stage_at, stage_sent;        /* filled so far; copied so far */
+    struct cuda_step *step;             /* owned: the list of a step's launches, kept graphs */
+    struct cuda_mirror *mirror;         /* owned: pages on their way to the host */
 };
 
 static inline struct cuda_backend *cuda_of(struct backend *b)
@@ -60,9 +66,48 @@ struct backend *cuda_open(const char *name, const struct backend_options *option
 /* Whether there is a device to open; the reason in err when not. */
 bool cuda_available(struct err *err);
 
-/* cuda.cu, upload.cu */
+/* memory.cu. Whatever touches the stream beside LAUNCH calls cuda_step_flush first: launches may be waiting on a list. */
 void *cuda_alloc(struct backend *b, size_t size_bytes, struct err *err);
 void cuda_free(struct backend *b, void *memory);
+void cuda_free_all(struct cuda_backend *c);
+/* A work space that all models share grows to `want` bytes, *have before; what it held is lost. */
+int cuda_grow(struct cuda_backend *c, void **memory, size_t *have, size_t want, struct err *err);
+int cuda_upload(struct backend *b, void *device, const void *host, size_t size_bytes,
+                struct err *err);
+int cuda_download(struct backend *b, void *host, const void *device, size_t size_bytes,
+                  struct err *err);
+int cuda_copy(struct backend *b, void *to, const void *from, size_t size_bytes, struct err *err);
+int cuda_clear(struct backend *b, void *memory, size_t size_bytes, struct err *err);
+/* A copy of host memory that launches from here on may read, until the step's end. */
+const void *cuda_stage(struct cuda_backend *c, const void *host, size_t size_bytes,
+                       struct err *err);
+int cuda_stage_create(struct cuda_backend *c, struct err *err);
+int cuda_stage_send(struct cuda_backend *c, struct err *err);
+int cuda_finish(struct backend *b, struct err *err);
+
+/* step.cu: a step's launches as one graph. Steps of one key (not 0) are the same launches. */
+struct cuda_step_counts {
+    uint64_t n_graphs, n_launched, n_plain, n_nodes_set; /* made; lists sent as one, by line; changes */
+};
+int cuda_step_create(struct cuda_backend *c, struct err *err);
+void cuda_step_destroy(struct cuda_backend *c);
+int cuda_step_begin(struct backend *b, uint64_t key, struct err *err);
+int cuda_step_flush(struct cuda_backend *c, struct err *err);
+int cuda_step_end(struct backend *b, struct err *err);
+/* Graphs name memory that is gone: none is kept. */
+void cuda_step_forget(struct cuda_backend *c);
+struct cuda_step_counts cuda_step_counted(const struct backend *b);
+
+/* mirror.cu */
+int cuda_mirror_create(struct cuda_backend *c, struct err *err);
+void cuda_mirror_destroy(struct cuda_backend *c);
+int cuda_lend(struct backend *b, void *memory, size_t size_bytes, struct err *err);
+void cuda_unlend(struct backend *b, void *memory);
+int cuda_mirror_send(struct backend *b, const struct backend_run *runs, uint32_t n_runs, bool hold,
+                     uint64_t *ticket, struct err *err);
+int cuda_mirrored(struct backend *b, uint64_t ticket, bool wait, struct err *err);
+
+/* upload.cu */
 int cuda_import(struct backend *b, const struct weights_tensor *t, struct matrix *m,
                 struct err *err);
 int cuda_import_experts(struct backend *b, const struct weights_tensor *const *tensors, uint32_t n,
@@ -70,9 +115,6 @@ int cuda_import_experts(struct backend *b, const struct weights_tensor *const *t
 int cuda_arrived(struct backend *b, uint64_t data_end, struct err *err);
 void cuda_release(struct backend *b, const uint8_t *base, size_t size_bytes);
 int cuda_tables_create(struct cuda_backend *c, struct err *err);
-/* A copy of host memory that launches from here on may read; valid until STAGE_BYTES more were staged. */
-const void *cuda_stage(struct cuda_backend *c, const void *host, size_t size_bytes,
-                       struct err *err);
 
 int cuda_embed(struct backend *b, const struct op_embed *op, struct err *err);
 int cuda_norm(struct backend *b, const struct op_norm *op, struct err *err);

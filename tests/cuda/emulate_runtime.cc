@@ -1,0 +1,394 @@
+/* See emulate_runtime.h. One thread. */
+#include "tests/cuda/emulate.h"
+
+#include <cstdio>
+#include <deque>
+#include <map>
+#include <vector>
+
+typedef std::function<void()> deed;
+
+struct emulate_stream {
+    std::deque<deed> waiting;
+    uint64_t n_done, n_asked;
+};
+
+struct emulate_event {
+    cudaStream_t stream; /* NULL: not recorded, so it has happened */
+    uint64_t at;
+};
+
+struct emulate_node {
+    unsigned place;
+};
+
+struct kernel_call {
+    dim3 grid, block;
+    size_t shared_bytes;
+    deed run;
+};
+
+struct emulate_graph {
+    std::vector<emulate_node *> nodes; /* owned */
+    std::vector<kernel_call> calls;
+};
+
+struct emulate_exec {
+    std::vector<kernel_call> calls;
+};
+
+static struct {
+    std::map<void *, size_t> device, registered;
+    size_t used;
+    long n_calls;
+    bool broken;
+    std::vector<cudaStream_t> streams;
+} r;
+
+static long environment(const char *name, long otherwise)
+{
+    const char *value = getenv(name);
+    return value ? atol(value) : otherwise;
+}
+
+/* Every call that a sick device may refuse passes here. */
+static cudaError_t fate()
+{
+    long fail_at = environment("HEARTH_EMULATED_FAIL", 0);
+    r.broken = r.broken || (fail_at > 0 && ++r.n_calls >= fail_at);
+    return r.broken ? cudaErrorIllegalAddress : cudaSuccess;
+}
+
+const char *cudaGetErrorString(cudaError_t rc)
+{
+    switch (rc) {
+    case cudaSuccess:
+        return "no error";
+    case cudaErrorMemoryAllocation:
+        return "out of memory";
+    case cudaErrorNoDevice:
+        return "no CUDA-capable device is detected";
+    case cudaErrorIllegalAddress:
+        return "an illegal memory access was encountered";
+    case cudaErrorNotSupported:
+        return "operation not supported";
+    default:
+        return "device not ready";
+    }
+}
+
+const char *cudaGetErrorName(cudaError_t rc)
+{
+    return rc == cudaErrorIllegalAddress ? "cudaErrorIllegalAddress" : "cudaError";
+}
+
+cudaError_t cudaGetLastError()
+{
+    return r.broken ? cudaErrorIllegalAddress : cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int *n)
+{
+    *n = (int)environment("HEARTH_EMULATED_DEVICES", 1);
+    return *n > 0 ? cudaSuccess : cudaErrorNoDevice;
+}
+
+cudaError_t cudaSetDevice(int)
+{
+    return cudaSuccess;
+}
+
+/* ---- memory ---- */
+
+static void do_all();
+
+static size_t total_bytes()
+{
+    return (size_t)environment("HEARTH_EMULATED_BYTES", 64l << 30);
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
+{
+    *total = total_bytes();
+    *free_bytes = *total > r.used ? *total - r.used : 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **p, size_t size)
+{
+    cudaError_t rc = fate();
+    *p = NULL;
+    if (rc != cudaSuccess) {
+        return rc;
+    }
+    do_all();
+    if (size > total_bytes() || r.used > total_bytes() - size) {
+        return cudaErrorMemoryAllocation;
+    }
+    *p = aligned_alloc(256, (size + 255) / 256 * 256);
+    if (!*p) {
+        return cudaErrorMemoryAllocation;
+    }
+    r.device[*p] = size;
+    r.used += size;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *p)
+{
+    do_all();
+    auto at = r.device.find(p);
+    if (at != r.device.end()) {
+        r.used -= at->second;
+        r.device.erase(at);
+    }
+    free(p);
+    return fate();
+}
+
+cudaError_t cudaHostAlloc(void **p, size_t size, unsigned)
+{
+    *p = aligned_alloc(4096, (size + 4095) / 4096 * 4096);
+    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+cudaError_t cudaFreeHost(void *p)
+{
+    do_all();
+    free(p);
+    return cudaSuccess;
+}
+
+static void stop(const char *what)
+{
+    fprintf(stderr, "emulation: %s\n", what);
+    abort();
+}
+
+cudaError_t cudaHostRegister(void *p, size_t size, unsigned)
+{
+    for (const auto &at : r.registered) {
+        if ((char *)p < (char *)at.first + at.second && (char *)at.first < (char *)p + size) {
+            stop("host memory is registered twice");
+        }
+    }
+    r.registered[p] = size;
+    return fate();
+}
+
+cudaError_t cudaHostUnregister(void *p)
+{
+    do_all();
+    if (r.registered.erase(p) != 1) {
+        stop("host memory that was not registered");
+    }
+    return cudaSuccess;
+}
+
+/* ---- streams ---- */
+
+static void do_until(cudaStream_t s, uint64_t at)
+{
+    while (s->n_done < at && !s->waiting.empty()) {
+        deed next = s->waiting.front();
+        s->waiting.pop_front();
+        s->n_done++;
+        next();
+    }
+}
+
+static void do_all()
+{
+    for (cudaStream_t s : r.streams) {
+        do_until(s, s->n_asked);
+    }
+}
+
+static cudaError_t ask(cudaStream_t s, const deed &what)
+{
+    cudaError_t rc = fate();
+    if (rc != cudaSuccess) {
+        return rc;
+    }
+    s->waiting.push_back(what);
+    s->n_asked++;
+    if (!environment("HEARTH_EMULATED_LAZY", 0)) {
+        do_until(s, s->n_asked);
+    }
+    return cudaSuccess;
+}
+
+static void check_launch(dim3 grid, dim3 block, size_t shared_bytes)
+{
+    unsigned n = block.x * block.y * block.z;
+    if (n == 0 || n > 1024 || grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 ||
+        grid.z > 65535 || shared_bytes > 227u << 10) {
+        stop("a launch that a device refuses");
+    }
+}
+
+cudaError_t emulate_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                           const deed &run)
+{
+    check_launch(grid, block, shared_bytes);
+    return ask(stream, [=] { emulate_run(grid, block, shared_bytes, run); });
+}
+
+cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t stream)
+{
+    return ask(stream, [=] { memset(p, value, size); });
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind,
+                            cudaStream_t stream)
+{
+    return ask(stream, [=] { memcpy(to, from, size); });
+}
+
+cudaError_t cudaStreamCreate(cudaStream_t *stream)
+{
+    *stream = new emulate_stream();
+    r.streams.push_back(*stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned)
+{
+    return cudaStreamCreate(stream);
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream)
+{
+    do_until(stream, stream->n_asked);
+    for (auto at = r.streams.begin(); at != r.streams.end(); ++at) {
+        if (*at == stream) {
+            r.streams.erase(at);
+            break;
+        }
+    }
+    delete stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream)
+{
+    do_until(stream, stream->n_asked);
+    return fate();
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned)
+{
+    struct emulate_event now = *event;
+    return ask(stream, [now] {
+        if (now.stream) {
+            do_until(now.stream, now.at);
+        }
+    });
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned)
+{
+    *event = new emulate_event();
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event)
+{
+    delete event;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
+{
+    cudaError_t rc = ask(stream, [] {});
+    event->stream = stream;
+    event->at = stream->n_asked;
+    return rc;
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event)
+{
+    cudaError_t rc = fate();
+    bool done = !event->stream || event->stream->n_done >= event->at;
+    if (!done) {
+        do_until(event->stream, event->at); /* by the time somebody asks again */
+    }
+    return rc != cudaSuccess ? rc : done ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event)
+{
+    if (event->stream) {
+        do_until(event->stream, event->at);
+    }
+    return fate();
+}
+
+/* ---- graphs: chains of kernels ---- */
+
+static struct kernel_call call_of(const struct cudaKernelNodeParams *p)
+{
+    check_launch(p->gridDim, p->blockDim, p->sharedMemBytes);
+    return { p->gridDim, p->blockDim, p->sharedMemBytes, p->bind(p->func, p->kernelParams) };
+}
+
+cudaError_t cudaGraphCreate(cudaGraph_t *graph, unsigned)
+{
+    *graph = new emulate_graph();
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    for (emulate_node *node : graph->nodes) {
+        delete node;
+    }
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *node, cudaGraph_t graph,
+                                   const cudaGraphNode_t *after, size_t n_after,
+                                   const struct cudaKernelNodeParams *params)
+{
+    if (n_after != (graph->nodes.empty() ? 0 : 1) ||
+        (n_after && after[0] != graph->nodes.back())) {
+        stop("a graph that is no chain");
+    }
+    *node = new emulate_node{ (unsigned)graph->nodes.size() };
+    graph->nodes.push_back(*node);
+    graph->calls.push_back(call_of(params));
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long)
+{
+    if (!environment("HEARTH_EMULATED_GRAPHS", 1)) {
+        return cudaErrorNotSupported;
+    }
+    *exec = new emulate_exec{ graph->calls };
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
+{
+    delete exec;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t exec, cudaGraphNode_t node,
+                                             const struct cudaKernelNodeParams *params)
+{
+    exec->calls[node->place] = call_of(params);
+    return fate();
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
+{
+    std::vector<kernel_call> calls = exec->calls;
+    return ask(stream, [calls] {
+        for (const kernel_call &c : calls) {
+            emulate_run(c.grid, c.block, c.shared_bytes, c.run);
+        }
+    });
+}

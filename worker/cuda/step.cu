@@ -1,0 +1,382 @@
+/* A decode step as one launch. Between cuda_step_begin and cuda_step_flush the ops' kernels are not launched but listed,
+ * with their arguments; the host arrays that they read (page tables, positions, ids) are laid into one block. The flush
+ * copies the block to the device and sends the list as one graph. Steps of one shape make the same list, but for a few
+ * arguments: the graph of the last one is kept by the step's key, compared line by line, and only nodes that
+ * differ are set anew. The list is the truth: no graph is ever launched that does not say what the list says, and
+ * where a graph cannot be had the list is launched line by line. */
+#include "worker/cuda/check.cuh"
+
+#include <stdlib.h>
+
+extern "C" {
+#include "proto/log.h"
+}
+
+#define LINES_FIRST 256
+#define BYTES_FIRST ((size_t)64 << 10)
+#define VALUES_ALIGN 16
+
+struct list {
+    struct cuda_line *lines;
+    uint8_t *bytes; /* aligned to VALUES_ALIGN */
+    uint32_t n, n_max;
+    size_t n_bytes, n_bytes_max;
+};
+
+/* A kept step. Its list says what the graph's nodes say. */
+struct kept {
+    uint64_t key, used;
+    struct list list;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec; /* NULL: seen once, not made yet */
+    cudaGraphNode_t *nodes;
+};
+
+struct cuda_step {
+    struct cuda_backend *c;
+    bool collecting;
+    bool plain; /* graphs failed: lines are launched one by one from here on */
+    uint64_t key, clock;
+    uint32_t segment; /* flushes of this step before its end */
+    struct list list;
+    void **args; /* scratch [args_max] */
+    uint32_t args_max;
+    struct kept kept[CUDA_STEPS_KEPT];
+    struct cuda_step_counts counts;
+};
+
+/* The one that collects in this process; LAUNCH knows only a stream. */
+static struct cuda_step *collecting;
+
+struct cuda_step *cuda_step_collecting(cudaStream_t stream)
+{
+    return collecting && collecting->c->stream == stream ? collecting : NULL;
+}
+
+/* ---- lists ---- */
+
+static void list_clear(struct list *l)
+{
+    free(l->lines);
+    free(l->bytes);
+    struct list none = {};
+    *l = none;
+}
+
+static bool list_grow(struct list *l, uint32_t n_lines, size_t n_bytes)
+{
+    if (n_lines > l->n_max) {
+        uint32_t n = l->n_max ? 2 * l->n_max : LINES_FIRST;
+        void *lines = realloc(l->lines, n * sizeof *l->lines);
+        if (!lines) {
+            return false;
+        }
+        l->lines = (struct cuda_line *)lines;
+        l->n_max = n;
+    }
+    if (n_bytes > l->n_bytes_max) {
+        size_t n = l->n_bytes_max ? 2 * l->n_bytes_max : BYTES_FIRST;
+        n = n < n_bytes ? round_up(n_bytes, BYTES_FIRST) : n;
+        uint8_t *bytes = (uint8_t *)aligned_alloc(VALUES_ALIGN, n);
+        if (!bytes) {
+            return false;
+        }
+        if (l->n_bytes) {
+            memcpy(bytes, l->bytes, l->n_bytes);
+        }
+        free(l->bytes);
+        l->bytes = bytes;
+        l->n_bytes_max = n;
+    }
+    return true;
+}
+
+struct cuda_line *cuda_step_line(struct cuda_step *step, uint32_t n_args, size_t bytes,
+                                 uint32_t **offsets, uint8_t **values)
+{
+    struct list *l = &step->list;
+    struct err err;
+    size_t head = (size_t)round_up(n_args * sizeof **offsets, VALUES_ALIGN);
+    size_t size = head + (size_t)round_up(bytes, VALUES_ALIGN);
+    if (!list_grow(l, l->n + 1, l->n_bytes + size)) {
+        (void)cuda_step_flush(step->c, &err); /* its error is the device's, and stays with it */
+        step->collecting = false;
+        collecting = NULL;
+        return NULL;
+    }
+    struct cuda_line *line = &l->lines[l->n++];
+    memset((void *)line, 0, sizeof *line);
+    line->n_args = n_args;
+    line->args_at = (uint32_t)l->n_bytes;
+    line->bytes = (uint32_t)size;
+    memset(l->bytes + l->n_bytes, 0, size);
+    *offsets = (uint32_t *)(void *)(l->bytes + l->n_bytes);
+    *values = l->bytes + l->n_bytes + head;
+    l->n_bytes += size;
+    return line;
+}
+
+/* What the runtime wants of a line; valid until the next. */
+static cudaError_t params_of(struct cuda_step *s, const struct list *l, const struct cuda_line *line,
+                             struct cudaKernelNodeParams *out)
+{
+    if (line->n_args > s->args_max) {
+        void *args = realloc((void *)s->args, line->n_args * sizeof *s->args);
+        if (!args) {
+            return cudaErrorMemoryAllocation;
+        }
+        s->args = (void **)args;
+        s->args_max = line->n_args;
+    }
+    const uint32_t *offsets = (const uint32_t *)(void *)(l->bytes + line->args_at);
+    uint8_t *values = l->bytes + line->args_at +
+                      round_up(line->n_args * sizeof *offsets, VALUES_ALIGN);
+    for (uint32_t i = 0; i < line->n_args; i++) {
+        s->args[i] = values + offsets[i];
+    }
+    struct cudaKernelNodeParams p = {};
+    p.func = (void *)(uintptr_t)line->kernel;
+    p.gridDim = line->grid;
+    p.blockDim = line->block;
+    p.sharedMemBytes = line->shared_bytes;
+    p.kernelParams = s->args;
+#if defined(HEARTH_EMULATED)
+    p.bind = line->bind;
+#endif
+    *out = p;
+    return cudaSuccess;
+}
+
+/* ---- graphs ---- */
+
+static void kept_clear(struct kept *k)
+{
+    if (k->exec) {
+        (void)cudaGraphExecDestroy(k->exec);
+    }
+    if (k->graph) {
+        (void)cudaGraphDestroy(k->graph);
+    }
+    free(k->nodes);
+    list_clear(&k->list);
+    struct kept none = {};
+    *k = none;
+}
+
+/* The kept step of this key, or the place of the one that was not used for longest, emptied for it. */
+static struct kept *find_kept(struct cuda_step *s, uint64_t key)
+{
+    struct kept *oldest = &s->kept[0];
+    for (struct kept &k : s->kept) {
+        if (k.key == key) {
+            return &k;
+        }
+        oldest = k.used < oldest->used ? &k : oldest;
+    }
+    kept_clear(oldest);
+    oldest->key = key;
+    return oldest;
+}
+
+/* A chain of kernels. */
+static cudaError_t make_graph(struct cuda_step *s, struct kept *k)
+{
+    const struct list *l = &k->list;
+    struct cudaKernelNodeParams p;
+    k->nodes = (cudaGraphNode_t *)calloc(l->n, sizeof *k->nodes);
+    cudaError_t rc = k->nodes ? cudaGraphCreate(&k->graph, 0) : cudaErrorMemoryAllocation;
+    for (uint32_t i = 0; rc == cudaSuccess && i < l->n; i++) {
+        rc = params_of(s, l, &l->lines[i], &p);
+        if (rc == cudaSuccess) {
+            rc = cudaGraphAddKernelNode(&k->nodes[i], k->graph, i ? &k->nodes[i - 1] : NULL,
+                                        i ? 1 : 0, &p);
+        }
+    }
+    return rc == cudaSuccess ? cudaGraphInstantiate(&k->exec, k->graph, 0) : rc;
+}
+
+static bool same_kernels(const struct list *a, const struct list *b)
+{
+    if (a->n != b->n) {
+        return false;
+    }
+    for (uint32_t i = 0; i < a->n; i++) {
+        if (a->lines[i].kernel != b->lines[i].kernel || a->lines[i].bytes != b->lines[i].bytes) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool same_dim(dim3 a, dim3 b)
+{
+    return a.x == b.x && a.y == b.y && a.z == b.z;
+}
+
+static bool same_line(const struct list *a, const struct list *b, uint32_t i)
+{
+    const struct cuda_line *p = &a->lines[i], *q = &b->lines[i];
+    return same_dim(p->grid, q->grid) && same_dim(p->block, q->block) &&
+           p->shared_bytes == q->shared_bytes &&
+           memcmp(a->bytes + p->args_at, b->bytes + q->args_at, p->bytes) == 0;
+}
+
+/* The graph's nodes say what the new list says. Values that only moved in unused bytes are set in vain. */
+static cudaError_t set_nodes(struct cuda_step *s, struct kept *k)
+{
+    struct list *now = &s->list;
+    cudaError_t rc = cudaSuccess;
+    for (uint32_t i = 0; rc == cudaSuccess && i < now->n; i++) {
+        struct cudaKernelNodeParams p;
+        if (same_line(&k->list, now, i)) {
+            continue;
+        }
+        rc = params_of(s, now, &now->lines[i], &p);
+        rc = rc == cudaSuccess ? cudaGraphExecKernelNodeSetParams(k->exec, k->nodes[i], &p) : rc;
+        s->counts.n_nodes_set++;
+    }
+    return rc;
+}
+
+/* ---- the end of a list ---- */
+
+static cudaError_t launch_lines(struct cuda_step *s, const struct list *l)
+{
+    cudaError_t rc = cudaSuccess;
+    for (uint32_t i = 0; rc == cudaSuccess && i < l->n; i++) {
+        struct cudaKernelNodeParams p;
+        rc = params_of(s, l, &l->lines[i], &p);
+        if (rc == cudaSuccess) {
+#if defined(HEARTH_EMULATED)
+            rc = emulate_launch(p.gridDim, p.blockDim, p.sharedMemBytes, s->c->stream,
+                                p.bind(p.func, p.kernelParams));
+#else
+            rc = cudaLaunchKernel(p.func, p.gridDim, p.blockDim, p.kernelParams, p.sharedMemBytes,
+                                  s->c->stream);
+#endif
+        }
+    }
+    s->counts.n_plain++;
+    return rc;
+}
+
+/* Puts the list into the kept step of its key, whose graph then says the same; without one (first of its kind, or not
+ * to be had) the lines are to be launched. */
+static struct kept *keep(struct cuda_step *s)
+{
+    struct kept *k = find_kept(s, s->key + s->segment);
+    bool seen = k->list.n > 0 && same_kernels(&k->list, &s->list);
+    cudaError_t rc = cudaSuccess;
+    if (!seen) { /* it only warms up */
+        uint64_t key = k->key;
+        kept_clear(k);
+        k->key = key;
+    } else if (k->exec) {
+        rc = set_nodes(s, k);
+    }
+    struct list old = k->list;
+    k->list = s->list;
+    s->list = old;
+    k->used = ++s->clock;
+    if (seen && !k->exec) {
+        rc = make_graph(s, k);
+        s->counts.n_graphs += rc == cudaSuccess;
+    }
+    if (rc != cudaSuccess) {
+        log_warn("cuda: a step as a graph: %s; steps are launched kernel by kernel",
+                 cudaGetErrorString(rc));
+        (void)cudaGetLastError(); /* told here; one that is the device's own comes again */
+        s->plain = true;
+        if (k->exec) {
+            (void)cudaGraphExecDestroy(k->exec);
+            k->exec = NULL;
+        }
+    }
+    return k;
+}
+
+int cuda_step_flush(struct cuda_backend *c, struct err *err)
+{
+    struct cuda_step *s = c->step;
+    if (cuda_stage_send(c, err) < 0) {
+        return -1;
+    }
+    if (!s || s->list.n == 0) {
+        return 0;
+    }
+    const struct kept *k = s->plain ? NULL : keep(s);
+    cudaError_t rc;
+    if (k && k->exec) {
+        rc = cudaGraphLaunch(k->exec, c->stream);
+        s->counts.n_launched++;
+    } else {
+        rc = launch_lines(s, k ? &k->list : &s->list);
+    }
+    s->list.n = 0;
+    s->list.n_bytes = 0;
+    s->segment++;
+    return cuda_check(rc, "step", err);
+}
+
+int cuda_step_begin(struct backend *b, uint64_t key, struct err *err)
+{
+    struct cuda_backend *c = cuda_of(b);
+    struct cuda_step *s = c->step;
+    (void)err;
+    s->list.n = 0; /* of a step that failed on its way */
+    s->list.n_bytes = 0;
+    s->key = key;
+    s->segment = 0;
+    s->collecting = key != 0;
+    collecting = s->collecting ? s : NULL;
+    return 0;
+}
+
+int cuda_step_end(struct backend *b, struct err *err)
+{
+    struct cuda_backend *c = cuda_of(b);
+    int rc = cuda_finish(b, err);
+    if (c->step) {
+        c->step->collecting = false;
+        collecting = collecting == c->step ? NULL : collecting;
+    }
+    return rc;
+}
+
+/* ---- life ---- */
+
+int cuda_step_create(struct cuda_backend *c, struct err *err)
+{
+    c->step = (struct cuda_step *)calloc(1, sizeof *c->step);
+    if (!c->step) {
+        return err_set(err, ERR_NO_MEMORY, "cuda: a step's list");
+    }
+    c->step->c = c;
+    return 0;
+}
+
+void cuda_step_forget(struct cuda_backend *c)
+{
+    for (uint32_t i = 0; c->step && i < CUDA_STEPS_KEPT; i++) {
+        kept_clear(&c->step->kept[i]);
+    }
+}
+
+void cuda_step_destroy(struct cuda_backend *c)
+{
+    struct cuda_step *s = c->step;
+    if (!s) {
+        return;
+    }
+    collecting = collecting == s ? NULL : collecting;
+    cuda_step_forget(c);
+    list_clear(&s->list);
+    free((void *)s->args);
+    free(s);
+    c->step = NULL;
+}
+
+struct cuda_step_counts cuda_step_counted(const struct backend *b)
+{
+    return ((const struct cuda_backend *)(const void *)b)->step->counts;
+}

@@ -3,7 +3,7 @@
 #include <assert.h>
 #include <string.h>
 
-#include "proto/pieces.h"
+#include "proto/utf8.h"
 
 int stops_add(struct stops *s, const uint8_t *bytes, uint32_t len, struct err *err)
 {
@@ -74,7 +74,7 @@ bool stops_push(struct stops *s, const uint8_t *bytes, uint32_t len, uint8_t *ou
         return true;
     }
     uint32_t cut = n - begun(s, out, n);
-    cut -= pieces_incomplete(out, cut);
+    cut = (uint32_t)utf8_complete((const char *)out, cut);
     s->n_held = n - cut;
     assert(s->n_held <= STOPS_HELD_MAX);
     memcpy(s->held, out + cut, s->n_held);

@@ -8,10 +8,10 @@
 #include <string.h>
 
 #include "loader/text/algorithm.h"
-#include "loader/text/alphabet.h"
 #include "loader/text/heap.h"
 #include "loader/text/pretoken.h"
 #include "loader/text/unicode.h"
+#include "proto/alphabet.h"
 
 #define KEY_MERGES "tokenizer.ggml.merges"
 #define MERGES_MAX (1u << 23) /* 18 times the longest list seen */
@@ -132,7 +132,7 @@ static int bpe_create(void **state, struct vocab *v, const struct weights *w, st
     }
     for (unsigned byte = 0; byte < 256; byte++) {
         uint8_t text[4];
-        size_t len = unicode_encode(alphabet_code((uint8_t)byte), text);
+        size_t len = utf8_encode(alphabet_code((uint8_t)byte), text);
         if (texts_intern(&v->texts, text, len, &b->symbol_of_byte[byte], err) < 0) {
             return -1;
         }
@@ -304,7 +304,7 @@ static int32_t find_word(const struct work *k)
     uint8_t text[2 * VOCAB_TEXT_MAX]; /* the alphabet has at most two bytes a character */
     size_t len = 0;
     for (size_t i = 0; i < k->word_len; i++) {
-        len += unicode_encode(alphabet_code(k->word[i]), text + len);
+        len += utf8_encode(alphabet_code(k->word[i]), text + len);
     }
     return vocab_find(k->v, text, len);
 }
@@ -321,7 +321,7 @@ static int encode_word(struct work *k, struct ids *out, struct err *err)
         uint32_t number = k->b->symbol_of_byte[k->word[at]];
         if (k->v->model == VOCAB_GEMMA4) {
             uint32_t code;
-            len = unicode_decode(k->word + at, k->word_len - at, &code, NULL);
+            len = utf8_decode(k->word + at, k->word_len - at, &code, NULL);
             number = texts_find(&k->v->texts, k->word + at, len);
         }
         if (push_symbol(k, number, at, err) < 0) {
@@ -345,7 +345,7 @@ static int encode_words(struct work *k, struct ids *out, struct err *err)
             if (k->v->escape_spaces && code == ' ') {
                 code = 0x2581;
             }
-            k->word_len += unicode_encode(code, k->word + k->word_len);
+            k->word_len += utf8_encode(code, k->word + k->word_len);
         }
         if (encode_word(k, out, err) < 0) {
             return -1;

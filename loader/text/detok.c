@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "loader/text/grow.h"
-#include "loader/text/unicode.h"
+#include "proto/utf8.h"
 
 /* ---- all at once ---- */
 
@@ -76,11 +76,11 @@ int detok_all(const struct tokenizer *t, const int32_t *ids, size_t n, unsigned 
     bool strip = v->add_space_prefix;
     size_t begin = 0, before = out->len;
     if (flags & DETOK_REMOVE_SPECIAL) {
-        if (v->add_bos && n > 0 && ids[0] == v->special[VOCAB_BOS]) {
+        if (v->add_bos && n > 0 && ids[0] == v->pieces.roles[ROLE_BOS]) {
             begin = 1;
             strip = false;
         }
-        if (v->add_eos && n > begin && ids[n - 1] == v->special[VOCAB_EOS]) {
+        if (v->add_eos && n > begin && ids[n - 1] == v->pieces.roles[ROLE_EOS]) {
             n--;
         }
     }
@@ -144,8 +144,8 @@ const uint8_t *detok_push(struct detok *d, int32_t id, size_t *len)
     memmove(d->buffer, d->buffer + d->n_out, d->n_held);
     memcpy(d->buffer + d->n_held, piece, piece_len);
     size_t total = d->n_held + piece_len;
-    d->n_held = unicode_incomplete_tail(d->buffer, total);
-    d->n_out = total - d->n_held;
+    d->n_out = utf8_complete((const char *)d->buffer, total);
+    d->n_held = total - d->n_out;
     *len = d->n_out;
     return d->buffer;
 }

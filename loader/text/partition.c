@@ -28,11 +28,11 @@ int partition_init(struct partition *p, const struct vocab *v, struct err *err)
     uint32_t *always = ids + v->n_tokens;
     size_t n = 0, n_always = 0;
     for (uint32_t id = 0; id < v->n_tokens; id++) {
-        uint8_t type = v->types[id];
-        if (type == VOCAB_USER_DEFINED) {
+        uint8_t type = v->pieces.types[id];
+        if (type == TOKEN_USER_DEFINED) {
             always[n_always++] = id;
         }
-        if (type == VOCAB_USER_DEFINED || type == VOCAB_CONTROL || type == VOCAB_UNKNOWN) {
+        if (type == TOKEN_USER_DEFINED || type == TOKEN_CONTROL || type == TOKEN_UNKNOWN) {
             ids[n++] = id;
         }
     }
@@ -133,11 +133,11 @@ static int take(struct search *s, size_t at, size_t len, uint32_t id, struct cut
                 struct err *err)
 {
     struct cut cut = { .start = at, .end = at + len, .id = (int32_t)id };
-    while (s->v->flags[id] & VOCAB_LSTRIP && cut.start > 0 && !s->taken[cut.start - 1] &&
+    while (s->v->pieces.flags[id] & VOCAB_LSTRIP && cut.start > 0 && !s->taken[cut.start - 1] &&
            eats(s->text[cut.start - 1])) {
         cut.start--;
     }
-    while (s->v->flags[id] & VOCAB_RSTRIP && cut.end < s->len && !s->taken[cut.end] &&
+    while (s->v->pieces.flags[id] & VOCAB_RSTRIP && cut.end < s->len && !s->taken[cut.end] &&
            eats(s->text[cut.end])) {
         cut.end++;
     }

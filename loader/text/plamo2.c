@@ -30,7 +30,7 @@ static int plamo2_create(void **state, struct vocab *v, const struct weights *w,
     *state = trie;
     if (trie && ids) {
         for (uint32_t id = 0; id < v->n_tokens; id++) {
-            if (v->types[id] == VOCAB_NORMAL) {
+            if (v->pieces.types[id] == TOKEN_NORMAL) {
                 ids[n++] = id;
             }
         }
@@ -81,9 +81,9 @@ static int prepare(const struct fragment *f, uint8_t **text, size_t *len, struct
     }
     for (size_t at = 0; at < f->len;) {
         uint32_t code;
-        size_t used = unicode_decode(f->text + at, f->len - at, &code, NULL);
+        size_t used = utf8_decode(f->text + at, f->len - at, &code, NULL);
         if (at > 0 || code != 0xfeff) {
-            *len += unicode_encode(code, *text + *len);
+            *len += utf8_encode(code, *text + *len);
         }
         at += used;
     }
@@ -115,7 +115,7 @@ static int plamo2_encode(const void *state, const struct vocab *v, const struct 
         }
         for (size_t i = 0; result == 0 && i < best[at].len; i++) {
             int32_t id = vocab_find_byte(v, text[at + i]);
-            id = id >= 0 ? id : v->special[VOCAB_UNK];
+            id = id >= 0 ? id : v->pieces.roles[ROLE_UNK];
             result = id >= 0 ? ids_push(out, id, err) : 0;
         }
     }

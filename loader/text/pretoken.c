@@ -167,7 +167,7 @@ int splitter_run(struct splitter *s, const struct pretoken *pre, bool reference,
         return -1;
     }
     for (size_t i = 0; i < len;) {
-        i += unicode_decode(text + i, len - i, &s->codes[s->n], NULL);
+        i += utf8_decode(text + i, len - i, &s->codes[s->n], NULL);
         s->cats[s->n] = (uint8_t)unicode_category(s->codes[s->n]);
         s->n++;
     }

@@ -22,7 +22,7 @@ static int rwkv_create(void **state, struct vocab *v, const struct weights *w, s
     *state = trie;
     if (trie && ids) {
         for (uint32_t id = 0; id < v->n_tokens; id++) {
-            if (v->types[id] == VOCAB_NORMAL || v->types[id] == VOCAB_BYTE) {
+            if (v->pieces.types[id] == TOKEN_NORMAL || v->pieces.types[id] == TOKEN_BYTE) {
                 ids[n++] = id;
             }
         }
@@ -37,7 +37,7 @@ static int rwkv_create(void **state, struct vocab *v, const struct weights *w, s
 static int rwkv_encode(const void *state, const struct vocab *v, const struct fragment *f,
                        struct ids *out, struct err *err)
 {
-    int32_t unknown = v->special[VOCAB_UNK];
+    int32_t unknown = v->pieces.roles[ROLE_UNK];
     for (size_t at = 0; at < f->len;) {
         size_t len = 1;
         uint32_t found = trie_longest(state, f->text + at, f->len - at, &len);

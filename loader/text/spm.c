@@ -189,7 +189,7 @@ static int emit(const struct spm *m, struct ids *out, struct err *err)
         }
         for (uint32_t j = 0; j < m->symbols[i].len; j++) {
             id = vocab_find_byte(m->vocab, text[j]);
-            id = id >= 0 ? id : m->vocab->special[VOCAB_UNK];
+            id = id >= 0 ? id : m->vocab->pieces.roles[ROLE_UNK];
             if (id >= 0 && ids_push(out, id, err) < 0) {
                 return -1;
             }

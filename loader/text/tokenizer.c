@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "loader/text/algorithm.h"
-#include "loader/text/alphabet.h"
 #include "loader/text/partition.h"
 #include "loader/text/unicode.h"
 
@@ -20,118 +19,7 @@ struct tokenizer {
     const struct algorithm *algorithm;
     void *state; /* the algorithm's tables */
     struct partition partition;
-    struct texts pieces; /* bytes of each token as printed, by id */
-    size_t piece_max;
 };
-
-/* ---- pieces ---- */
-
-static int hex_digit(uint8_t c)
-{
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-}
-
-/* The byte of "<0xHH>", or -1. */
-static int byte_of_text(const uint8_t *text, size_t len)
-{
-    if (len != 6 || memcmp(text, "<0x", 3) != 0 || text[5] != '>') {
-        return -1;
-    }
-    int high = hex_digit(text[3]), low = hex_digit(text[4]);
-    return high >= 0 && low >= 0 ? high << 4 | low : -1;
-}
-
-/* U+2581 stands for a space. Out is as long as text at most. */
-static size_t unescape_spaces(const uint8_t *text, size_t len, uint8_t *out)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < len;) {
-        if (len - i >= 3 && memcmp(text + i, "\xe2\x96\x81", 3) == 0) {
-            out[n++] = ' ';
-            i += 3;
-        } else {
-            out[n++] = text[i++];
-        }
-    }
-    return n;
-}
-
-/* Characters of the byte alphabet back to bytes; others stay as they are. */
-static size_t bytes_of_alphabet(const uint8_t *text, size_t len, uint8_t *out)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < len;) {
-        uint32_t code;
-        bool valid;
-        size_t used = unicode_decode(text + i, len - i, &code, &valid);
-        int byte = valid ? alphabet_byte(code) : -1;
-        if (byte >= 0) {
-            out[n++] = (uint8_t)byte;
-        } else {
-            memcpy(out + n, text + i, used);
-            n += used;
-        }
-        i += used;
-    }
-    return n;
-}
-
-static size_t piece_of(const struct vocab *v, uint32_t id, uint8_t *out)
-{
-    size_t len;
-    const uint8_t *text = vocab_text(v, id, &len);
-    int byte;
-    switch ((enum vocab_type)v->types[id]) {
-    case VOCAB_NORMAL:
-        if (v->model == VOCAB_BPE) {
-            return bytes_of_alphabet(text, len, out);
-        }
-        if (v->escape_spaces) {
-            return unescape_spaces(text, len, out);
-        }
-        break;
-    case VOCAB_BYTE:
-        byte = byte_of_text(text, len);
-        if (byte >= 0) {
-            out[0] = (uint8_t)byte;
-            return 1;
-        }
-        break;
-    case VOCAB_UNDEFINED:
-    case VOCAB_UNUSED:
-        return 0;
-    default:
-        break;
-    }
-    memcpy(out, text, len);
-    return len;
-}
-
-static int make_pieces(struct tokenizer *t, struct err *err)
-{
-    uint8_t piece[VOCAB_TEXT_MAX];
-    for (uint32_t id = 0; id < t->vocab.n_tokens; id++) {
-        size_t len = piece_of(&t->vocab, id, piece);
-        if (texts_append(&t->pieces, piece, len, err) < 0) {
-            return -1;
-        }
-        t->piece_max = len > t->piece_max ? len : t->piece_max;
-    }
-    return 0;
-}
-
-const uint8_t *tokenizer_piece(const struct tokenizer *t, int32_t id, bool special, size_t *len)
-{
-    *len = 0;
-    if (id < 0 || (uint32_t)id >= t->vocab.n_tokens) {
-        return (const uint8_t *)"";
-    }
-    uint8_t type = t->vocab.types[id];
-    if (!special && (type == VOCAB_CONTROL || type == VOCAB_UNKNOWN)) {
-        return (const uint8_t *)"";
-    }
-    return texts_get(&t->pieces, (uint32_t)id, len);
-}
 
 /* ---- life ---- */
 
@@ -149,7 +37,7 @@ static int find_newline(struct tokenizer *t, struct err *err)
         id = ids.n ? ids.ids[0] : -1;
         ids_clear(&ids);
     }
-    t->vocab.special[VOCAB_NEWLINE] = id >= 0 ? id : t->vocab.special[VOCAB_PAD];
+    t->vocab.pieces.roles[ROLE_NEWLINE] = id >= 0 ? id : t->vocab.pieces.roles[ROLE_PAD];
     return 0;
 }
 
@@ -167,8 +55,7 @@ struct tokenizer *tokenizer_create(const struct weights *w, const char *pre, str
     if (t->algorithm->create && t->algorithm->create(&t->state, &t->vocab, w, err) < 0) {
         goto fail;
     }
-    if (partition_init(&t->partition, &t->vocab, err) < 0 || make_pieces(t, err) < 0 ||
-        find_newline(t, err) < 0) {
+    if (partition_init(&t->partition, &t->vocab, err) < 0 || find_newline(t, err) < 0) {
         goto fail;
     }
     return t;
@@ -184,7 +71,6 @@ void tokenizer_destroy(struct tokenizer **t)
             (*t)->algorithm->destroy((*t)->state);
         }
         partition_clear(&(*t)->partition);
-        texts_clear(&(*t)->pieces);
         vocab_clear(&(*t)->vocab);
         free(*t);
         *t = NULL;
@@ -213,10 +99,10 @@ static int encode_fragments(const struct tokenizer *t, const uint8_t *text, size
     return 0;
 }
 
-static int push_special(const struct tokenizer *t, enum vocab_special special, bool wanted,
+static int push_special(const struct tokenizer *t, enum token_role special, bool wanted,
                         struct ids *out, struct err *err)
 {
-    int32_t id = t->vocab.special[special];
+    int32_t id = t->vocab.pieces.roles[special];
     return wanted && id >= 0 ? ids_push(out, id, err) : 0;
 }
 
@@ -262,10 +148,10 @@ int tokenizer_encode_spans(const struct tokenizer *t, const char *text, size_t l
     size_t before = out->n;
     struct cuts cuts = { 0 };
     int result = -1;
-    if (push_special(t, VOCAB_BOS, add_special && (v->add_bos || pairs), out, err) == 0 &&
+    if (push_special(t, ROLE_BOS, add_special && (v->add_bos || pairs), out, err) == 0 &&
         cut_spans(t, bytes, spans, n_spans, &cuts, err) == 0 &&
         encode_fragments(t, bytes, len, &cuts, out, err) == 0 &&
-        push_special(t, pairs ? VOCAB_SEP : VOCAB_EOS, add_special && (v->add_eos || pairs), out,
+        push_special(t, pairs ? ROLE_SEP : ROLE_EOS, add_special && (v->add_eos || pairs), out,
                      err) == 0) {
         result = 0;
     }
@@ -285,9 +171,17 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, un
 
 /* ---- questions ---- */
 
+const uint8_t *tokenizer_piece(const struct tokenizer *t, int32_t id, bool special, size_t *len)
+{
+    uint32_t n;
+    const uint8_t *bytes = pieces_bytes(&t->vocab.pieces, id, special, &n);
+    *len = n;
+    return bytes;
+}
+
 size_t tokenizer_piece_max(const struct tokenizer *t)
 {
-    return t->piece_max;
+    return t->vocab.pieces.all_max;
 }
 
 uint32_t tokenizer_n_vocab(const struct tokenizer *t)
@@ -295,14 +189,14 @@ uint32_t tokenizer_n_vocab(const struct tokenizer *t)
     return t->vocab.n_tokens;
 }
 
-int32_t tokenizer_special(const struct tokenizer *t, enum vocab_special special)
+int32_t tokenizer_special(const struct tokenizer *t, enum token_role special)
 {
-    return t->vocab.special[special];
+    return t->vocab.pieces.roles[special];
 }
 
 bool tokenizer_is_eog(const struct tokenizer *t, int32_t id)
 {
-    return id >= 0 && (uint32_t)id < t->vocab.n_tokens && t->vocab.flags[id] & VOCAB_EOG;
+    return pieces_is_end(&t->vocab.pieces, id);
 }
 
 int tokenizer_eog_ids(const struct tokenizer *t, struct ids *out, struct err *err)

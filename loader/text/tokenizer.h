@@ -57,7 +57,7 @@ size_t tokenizer_piece_max(const struct tokenizer *t);
 uint32_t tokenizer_n_vocab(const struct tokenizer *t);
 
 /* The id with a role, or -1. */
-int32_t tokenizer_special(const struct tokenizer *t, enum vocab_special special);
+int32_t tokenizer_special(const struct tokenizer *t, enum token_role special);
 
 /* Whether generation ends with this token. */
 bool tokenizer_is_eog(const struct tokenizer *t, int32_t id);

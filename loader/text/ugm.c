@@ -39,11 +39,11 @@ static int ugm_create(void **state, struct vocab *v, const struct weights *w, st
         goto done;
     }
     for (uint32_t id = 0; id < v->n_tokens; id++) {
-        uint8_t type = v->types[id];
-        if (type == VOCAB_NORMAL || type == VOCAB_USER_DEFINED || type == VOCAB_UNUSED) {
+        uint8_t type = v->pieces.types[id];
+        if (type == TOKEN_NORMAL || type == TOKEN_USER_DEFINED || type == TOKEN_UNUSED) {
             ids[n++] = id;
         }
-        if (type == VOCAB_NORMAL && v->scores[id] < least) {
+        if (type == TOKEN_NORMAL && v->scores[id] < least) {
             least = v->scores[id];
         }
     }
@@ -114,9 +114,9 @@ static int normalise(struct normal *n, const struct ugm *u, const struct fragmen
         size_t used = charsmap_match(&u->map, f->text + at, f->len - at, &bytes, &bytes_len);
         if (used == 0) {
             uint32_t code;
-            used = unicode_decode(f->text + at, f->len - at, &code, NULL);
+            used = utf8_decode(f->text + at, f->len - at, &code, NULL);
             bytes = character;
-            bytes_len = unicode_encode(code, character);
+            bytes_len = utf8_encode(code, character);
         }
         if (push_bytes(n, bytes, bytes_len, err) < 0) {
             return -1;
@@ -148,7 +148,7 @@ static void extend(const struct ugm *u, const struct vocab *v, const uint8_t *te
             continue;
         }
         covered = covered || i + 1 - at == one;
-        double score = v->types[id] == VOCAB_USER_DEFINED ? 0.0 : (double)v->scores[id];
+        double score = v->pieces.types[id] == TOKEN_USER_DEFINED ? 0.0 : (double)v->scores[id];
         score += best[at].score;
         if (best[i + 1].id < 0 || score > best[i + 1].score) {
             best[i + 1] = (struct best){ score, (uint32_t)at, (int32_t)id };
@@ -156,7 +156,7 @@ static void extend(const struct ugm *u, const struct vocab *v, const uint8_t *te
     }
     double score = best[at].score + u->unknown_score;
     if (!covered && (best[at + one].id < 0 || score > best[at + one].score)) {
-        best[at + one] = (struct best){ score, (uint32_t)at, v->special[VOCAB_UNK] };
+        best[at + one] = (struct best){ score, (uint32_t)at, v->pieces.roles[ROLE_UNK] };
     }
 }
 
@@ -176,7 +176,7 @@ static int best_path(const struct ugm *u, const struct vocab *v, const uint8_t *
         at += one < len - at ? one : len - at;
     }
     size_t before = out->n;
-    int32_t unknown = v->special[VOCAB_UNK];
+    int32_t unknown = v->pieces.roles[ROLE_UNK];
     int result = 0;
     for (size_t at = len; at > 0 && result == 0; at = best[at].from) {
         bool again = best[at].id == unknown && out->n > before && out->ids[out->n - 1] == unknown;

@@ -1,4 +1,4 @@
-/* UTF-8 and the few facts of Unicode that tokenizers ask for: category, white space, lower case, the first
+/* The few facts of Unicode that tokenizers ask for: category, white space, lower case, the first
  * code point of the canonical decomposition. Used by the text service's tokenizers; pure functions, any thread.
  * Data: Unicode 15.1 (unicode_data.c). */
 #pragma once
@@ -7,8 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define UNICODE_LIMIT       0x110000u
-#define UNICODE_REPLACEMENT 0xfffdu
+#include "proto/utf8.h"
 
 /* General categories by make_unicode.py's numbers. CONTROL_SPACE is Cc that is white space. */
 enum unicode_category {
@@ -67,7 +66,7 @@ enum unicode_category {
     (UNICODE_BIT(UNICODE_CC) | UNICODE_BIT(UNICODE_CF) | UNICODE_BIT(UNICODE_CS) |                 \
      UNICODE_BIT(UNICODE_CO) | UNICODE_BIT(UNICODE_CONTROL_SPACE))
 
-/* Category of a code point; UNICODE_CN at and beyond UNICODE_LIMIT. */
+/* Category of a code point; UNICODE_CN at and beyond UTF8_LIMIT. */
 enum unicode_category unicode_category(uint32_t code);
 
 /* The simple lower-case letter, or code itself. */
@@ -76,20 +75,9 @@ uint32_t unicode_lowercase(uint32_t code);
 /* First code point of the full canonical decomposition, or code itself. */
 uint32_t unicode_decomposed_base(uint32_t code);
 
-/* Decodes one character from text (len >= 1 bytes). Returns its length in bytes and *code; where no valid
- * sequence starts (overlong forms, surrogates and values beyond the limit included) returns 1 and
- * UNICODE_REPLACEMENT with *valid false. valid may be NULL. */
-size_t unicode_decode(const uint8_t *text, size_t len, uint32_t *code, bool *valid);
-
-/* Writes code (below UNICODE_LIMIT) as 1 to 4 bytes; returns how many. */
-size_t unicode_encode(uint32_t code, uint8_t out[4]);
-
 /* Length in bytes that a lead byte announces, by its high nibble alone (1 for continuation bytes). */
 static inline size_t unicode_lead_len(uint8_t lead)
 {
     static const uint8_t lens[16] = { 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 4 };
     return lens[lead >> 4];
 }
-
-/* Bytes at the end of text (0 to 3) that are an incomplete character and may become whole with more bytes. */
-size_t unicode_incomplete_tail(const uint8_t *text, size_t len);

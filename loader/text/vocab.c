@@ -14,17 +14,16 @@
 /* What a model type means before the file's own switches (tokenizers.md section 2). */
 static const struct model_row {
     const char *name;
-    int32_t bos, eos, unk, sep, pad, mask;
     bool add_bos, add_eos, add_space_prefix, clean_spaces, escape_spaces;
     bool needs_scores;
 } models[VOCAB_N_MODELS] = {
-    [VOCAB_SPM] = { "llama", 1, 2, 0, -1, -1, -1, true, false, true, false, true, true },
-    [VOCAB_BPE] = { "gpt2", 11, 11, -1, -1, -1, -1, false, false, false, true, false, false },
-    [VOCAB_GEMMA4] = { "gemma4", -1, -1, -1, -1, -1, -1, true, false, false, true, true, false },
-    [VOCAB_WPM] = { "bert", 101, -1, 100, 102, 0, 103, true, false, false, true, true, false },
-    [VOCAB_UGM] = { "t5", -1, 1, 2, -1, 0, -1, false, true, false, false, true, true },
-    [VOCAB_RWKV] = { "rwkv", -1, -1, -1, -1, -1, -1, false, false, false, false, false, false },
-    [VOCAB_PLAMO2] = { "plamo2", 1, 2, 0, -1, 3, -1, false, false, false, false, false, true },
+    [VOCAB_SPM] = { "llama", true, false, true, false, true, true },
+    [VOCAB_BPE] = { "gpt2", false, false, false, true, false, false },
+    [VOCAB_GEMMA4] = { "gemma4", true, false, false, true, true, false },
+    [VOCAB_WPM] = { "bert", true, false, false, true, true, false },
+    [VOCAB_UGM] = { "t5", false, true, false, false, true, true },
+    [VOCAB_RWKV] = { "rwkv", false, false, false, false, false, false },
+    [VOCAB_PLAMO2] = { "plamo2", false, false, false, false, false, true },
 };
 
 int vocab_read_bool(const struct weights *w, const char *key, bool *out, struct err *err)
@@ -64,34 +63,6 @@ static const struct weights_kv *find_array(const struct weights *w, const char *
     return kv && kv->type == WEIGHTS_ARRAY ? kv : NULL;
 }
 
-static int hex_digit(char c)
-{
-    return c >= '0' && c <= '9'   ? c - '0'
-           : c >= 'a' && c <= 'f' ? c - 'a' + 10
-           : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                  : -1;
-}
-
-/* RWKV's texts carry escapes: \t \n \r \xHH, and a backslash before anything else stands for that. */
-static size_t unescape(const char *text, size_t len, char *out)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < len; i++) {
-        if (text[i] != '\\' || i + 1 == len) {
-            out[n++] = text[i];
-            continue;
-        }
-        char c = text[++i];
-        if (c == 'x' && i + 2 < len && hex_digit(text[i + 1]) >= 0 && hex_digit(text[i + 2]) >= 0) {
-            out[n++] = (char)(hex_digit(text[i + 1]) << 4 | hex_digit(text[i + 2]));
-            i += 2;
-        } else {
-            out[n++] = c == 't' ? '\t' : c == 'n' ? '\n' : c == 'r' ? '\r' : c;
-        }
-    }
-    return n;
-}
-
 static int load_tokens(struct vocab *v, const struct weights *w, struct err *err)
 {
     const struct weights_kv *tokens = find_array(w, KEY("tokens"));
@@ -116,7 +87,7 @@ static int load_tokens(struct vocab *v, const struct weights *w, struct err *err
             len = (size_t)snprintf(plain, sizeof plain, "[EMPTY_%u]", id);
             text = plain;
         } else if (v->model == VOCAB_RWKV) {
-            len = unescape(text, len, plain);
+            len = pieces_unescape(text, len, plain);
             text = plain;
         }
         if (texts_append(&v->texts, text, len, err) < 0) {
@@ -125,12 +96,9 @@ static int load_tokens(struct vocab *v, const struct weights *w, struct err *err
         v->text_len_max = len > v->text_len_max ? len : v->text_len_max;
     }
     v->scores = calloc(v->n_tokens, sizeof *v->scores);
-    v->types = malloc(v->n_tokens);
-    v->flags = calloc(v->n_tokens, 1);
-    if (!v->scores || !v->types || !v->flags) {
+    if (!v->scores) {
         return err_set(err, ERR_NO_MEMORY, "a vocabulary of %u tokens", v->n_tokens);
     }
-    memset(v->types, VOCAB_NORMAL, v->n_tokens);
     return 0;
 }
 
@@ -157,27 +125,6 @@ static int load_scores(struct vocab *v, const struct weights *w, struct err *err
         v->scores[id] = (float)(score > FLT_MAX ? FLT_MAX : score < -FLT_MAX ? -FLT_MAX : score);
     }
     v->has_scores = true;
-    return 0;
-}
-
-static int load_types(struct vocab *v, const struct weights *w, struct err *err)
-{
-    const struct weights_kv *types = weights_find_kv(w, KEY("token_type"));
-    if (!types) {
-        return 0;
-    }
-    if (types->type != WEIGHTS_ARRAY || types->n < v->n_tokens) {
-        return err_set(err, ERR_BAD_FILE, "key %s: not an array of a type for each of %u tokens",
-                       KEY("token_type"), v->n_tokens);
-    }
-    for (uint32_t id = 0; id < v->n_tokens; id++) {
-        uint64_t type;
-        if (!weights_kv_u64(types, id, &type) || type >= VOCAB_N_TYPES) {
-            return err_set(err, ERR_BAD_FILE, "key %s: type of token %u is not known",
-                           KEY("token_type"), id);
-        }
-        v->types[id] = (uint8_t)type;
-    }
     return 0;
 }
 
@@ -214,15 +161,6 @@ static int load_switches(struct vocab *v, const struct weights *w, const char *p
     v->add_space_prefix = row->add_space_prefix;
     v->clean_spaces = row->clean_spaces;
     v->escape_spaces = row->escape_spaces;
-    for (int i = 0; i < VOCAB_N_SPECIAL; i++) {
-        v->special[i] = -1;
-    }
-    v->special[VOCAB_BOS] = row->bos;
-    v->special[VOCAB_EOS] = row->eos;
-    v->special[VOCAB_UNK] = row->unk;
-    v->special[VOCAB_SEP] = row->sep;
-    v->special[VOCAB_PAD] = row->pad;
-    v->special[VOCAB_MASK] = row->mask;
     if (v->model == VOCAB_BPE || v->model == VOCAB_GEMMA4) {
         char name[64];
         if (vocab_read_str(w, KEY("pre"), name, sizeof name, err) < 0) {
@@ -248,8 +186,8 @@ static int load_switches(struct vocab *v, const struct weights *w, const char *p
             v->add_sep = v->pre->add_sep;
             v->clean_spaces = v->pre->clean_spaces;
             v->ignore_merges = v->pre->ignore_merges;
-            if (v->pre->no_bos) {
-                v->special[VOCAB_BOS] = -1;
+            if (v->pre->no_bos && !weights_find_kv(w, KEY("bos_token_id"))) {
+                v->pieces.roles[ROLE_BOS] = -1;
             }
         }
     }
@@ -288,19 +226,19 @@ int vocab_load(struct vocab *v, const struct weights *w, const char *pre, struct
                        KEY("model"), name);
     }
     v->model = (enum vocab_model)model;
-    if (load_tokens(v, w, err) < 0 || load_scores(v, w, err) < 0 || load_types(v, w, err) < 0 ||
-        load_charsmap(v, w, err) < 0 || load_switches(v, w, pre, err) < 0) {
+    if (load_tokens(v, w, err) < 0 || pieces_build(&v->pieces, w, err) < 0 ||
+        load_scores(v, w, err) < 0 || load_charsmap(v, w, err) < 0 ||
+        load_switches(v, w, pre, err) < 0) {
         return -1;
     }
-    return vocab_load_special(v, w, err);
+    return vocab_find_strips(v, w, err);
 }
 
 void vocab_clear(struct vocab *v)
 {
     texts_clear(&v->texts);
     free(v->scores);
-    free(v->types);
-    free(v->flags);
+    pieces_clear(&v->pieces);
     free(v->charsmap);
     *v = (struct vocab){ 0 };
 }

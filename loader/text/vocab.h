@@ -10,6 +10,7 @@
 
 #include "loader/text/texts.h"
 #include "proto/err.h"
+#include "proto/pieces.h"
 #include "proto/weights.h"
 
 struct pretoken;
@@ -28,54 +29,19 @@ enum vocab_model {
     VOCAB_N_MODELS,
 };
 
-/* Token types by their numbers in the file. */
-enum vocab_type {
-    VOCAB_UNDEFINED,
-    VOCAB_NORMAL,
-    VOCAB_UNKNOWN,
-    VOCAB_CONTROL,
-    VOCAB_USER_DEFINED,
-    VOCAB_UNUSED,
-    VOCAB_BYTE,
-    VOCAB_N_TYPES,
-};
-
-/* Ids with a role; -1 where the model has none. */
-enum vocab_special {
-    VOCAB_BOS,
-    VOCAB_EOS,
-    VOCAB_EOT,
-    VOCAB_EOM,
-    VOCAB_UNK,
-    VOCAB_SEP,
-    VOCAB_PAD,
-    VOCAB_MASK,
-    VOCAB_FIM_PRE,
-    VOCAB_FIM_SUF,
-    VOCAB_FIM_MID,
-    VOCAB_FIM_PAD,
-    VOCAB_FIM_REP,
-    VOCAB_FIM_SEP,
-    VOCAB_NEWLINE,
-    VOCAB_N_SPECIAL,
-};
-
-/* Bits of vocab.flags. */
-#define VOCAB_EOG    1u /* generation ends here */
-#define VOCAB_LSTRIP 2u /* eats white space before it */
-#define VOCAB_RSTRIP 4u /* eats white space behind it */
+/* Bits of pieces.flags that only tokenizers look at. */
+#define VOCAB_LSTRIP 0x10u /* eats white space before it */
+#define VOCAB_RSTRIP 0x20u /* eats white space behind it */
 
 struct vocab {
     enum vocab_model model;
     const struct pretoken *pre; /* BPE and gemma4: how text is cut into words; static */
     bool pre_reference;         /* in the reference's way instead of the model's own */
     uint32_t n_tokens;
-    struct texts texts; /* token texts by id; BPE appends the pieces of its merges behind them */
-    float *scores;      /* (n_tokens), finite; zero where the file has none */
-    uint8_t *types;     /* (n_tokens), enum vocab_type, after the corrections of vocab_special.c */
-    uint8_t *flags;     /* (n_tokens) */
+    struct pieces pieces; /* bytes, types, roles, ends by id */
+    struct texts texts;   /* token texts by id; BPE appends the pieces of its merges behind them */
+    float *scores;        /* (n_tokens), finite; zero where the file has none */
     size_t text_len_max;
-    int32_t special[VOCAB_N_SPECIAL];
     bool add_bos, add_eos, add_sep;
     bool add_space_prefix, remove_extra_whitespaces;
     bool escape_spaces; /* a space stands as U+2581 in token texts */
@@ -92,9 +58,8 @@ struct vocab {
 int vocab_load(struct vocab *v, const struct weights *w, const char *pre, struct err *err);
 void vocab_clear(struct vocab *v);
 
-/* Special ids by key and by text, end-of-generation set, corrections of types, white-space eating
- * (tokenizers.md sections 4.3, 4.4, 11). Called by vocab_load once the tokens stand. */
-int vocab_load_special(struct vocab *v, const struct weights *w, struct err *err);
+/* Which tokens eat the white space beside them. Called by vocab_load once the tokens stand. */
+int vocab_find_strips(struct vocab *v, const struct weights *w, struct err *err);
 
 /* The least id with this text, or -1. */
 int32_t vocab_find(const struct vocab *v, const void *text, size_t len);

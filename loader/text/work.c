@@ -8,7 +8,7 @@
 
 /* ---- opening ---- */
 
-static char *text_of_token(const struct tokenizer *t, enum vocab_special special)
+static char *text_of_token(const struct tokenizer *t, enum token_role special)
 {
     int32_t id = tokenizer_special(t, special);
     size_t len = 0;
@@ -60,8 +60,8 @@ int work_open(struct work *w, const struct weights *manifest, struct err *err)
     if (!w->tokenizer) {
         return -1;
     }
-    w->bos = text_of_token(w->tokenizer, VOCAB_BOS);
-    w->eos = text_of_token(w->tokenizer, VOCAB_EOS);
+    w->bos = text_of_token(w->tokenizer, ROLE_BOS);
+    w->eos = text_of_token(w->tokenizer, ROLE_EOS);
     voice_close(&w->own);
     if (!w->bos || !w->eos) {
         work_close(w);
@@ -352,7 +352,7 @@ static int encode_output(const struct work *w, const struct template_output *out
     struct tokenizer_span *spans = calloc(output->n_spans + 1, sizeof *spans);
     int result = spans ? 0
                        : err_set(err, ERR_NO_MEMORY, "no memory for %zu spans", output->n_spans);
-    int32_t bos = tokenizer_special(w->tokenizer, VOCAB_BOS);
+    int32_t bos = tokenizer_special(w->tokenizer, ROLE_BOS);
     bool wants_bos = tokenizer_vocab(w->tokenizer)->add_bos && bos >= 0;
     for (size_t i = 0; result == 0 && i < output->n_spans; i++) {
         spans[i] = (struct tokenizer_span){ .off = output->spans[i].off,
@@ -453,13 +453,11 @@ static int prompt_of_infill(const struct work *w, const void *input, size_t len,
                             struct work_answer *out, struct err *err)
 {
     static const struct {
-        enum vocab_special mark;
+        enum token_role mark;
         const char *member; /* the text behind it */
-    } parts[] = { { VOCAB_FIM_PRE, "prefix" },
-                  { VOCAB_FIM_SUF, "suffix" },
-                  { VOCAB_FIM_MID, NULL } };
+    } parts[] = { { ROLE_FIM_PRE, "prefix" }, { ROLE_FIM_SUF, "suffix" }, { ROLE_FIM_MID, NULL } };
     struct json *ask = json_parse(input, len, err);
-    int32_t bos = tokenizer_special(w->tokenizer, VOCAB_BOS);
+    int32_t bos = tokenizer_special(w->tokenizer, ROLE_BOS);
     int result = ask ? 0 : -1;
     if (result == 0 && tokenizer_vocab(w->tokenizer)->add_bos && bos >= 0) {
         result = give(out, &bos, sizeof bos, err);

@@ -62,7 +62,7 @@ static int end_word(struct words *w, struct err *err)
         size_t len = 0;
         uint32_t id = trie_longest(w->trie, w->word + at, w->len - at, &len);
         if (id == TEXTS_NONE) {
-            int32_t unknown = w->vocab->special[VOCAB_UNK];
+            int32_t unknown = w->vocab->pieces.roles[ROLE_UNK];
             w->out->n = before;
             if (unknown >= 0 && ids_push(w->out, unknown, err) < 0) {
                 return -1;
@@ -82,7 +82,7 @@ static int push_code(struct words *w, uint32_t code, struct err *err)
     if (GROW(&w->word, &w->cap, w->len + 4, err) < 0) {
         return -1;
     }
-    w->len += unicode_encode(code, w->word + w->len);
+    w->len += utf8_encode(code, w->word + w->len);
     return 0;
 }
 
@@ -107,7 +107,7 @@ static int push_character(struct words *w, uint32_t code, struct err *err)
     if (set & UNICODE_SPACE) {
         return end_word(w, err);
     }
-    if (code == 0 || code == UNICODE_REPLACEMENT || set & UNICODE_CONTROL) {
+    if (code == 0 || code == UTF8_REPLACEMENT || set & UNICODE_CONTROL) {
         return 0;
     }
     bool alone = set & UNICODE_PUNCTUATION || (set & UNICODE_SYMBOL && code < 0x7f) ||
@@ -128,7 +128,7 @@ static int wpm_encode(const void *state, const struct vocab *v, const struct fra
     int result = begin_word(&w, err);
     for (size_t at = 0; result == 0 && at < f->len;) {
         uint32_t code;
-        at += unicode_decode(f->text + at, f->len - at, &code, NULL);
+        at += utf8_decode(f->text + at, f->len - at, &code, NULL);
         result = push_character(&w, code, err);
     }
     if (result == 0) {

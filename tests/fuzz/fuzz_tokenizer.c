@@ -92,7 +92,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         }
         /* Most are normal; one in 32 has a type that is none, which must be refused. */
         tokens[v.n_tokens] = (struct small_token){ token_texts[v.n_tokens], -(float)score,
-                                                   type < 8 ? type : VOCAB_NORMAL };
+                                                   type < 8 ? type : TOKEN_NORMAL };
         v.n_tokens++;
     }
     while (v.n_merges < TOKENS_MAX && take_text(&in, merge_texts[v.n_merges])) {

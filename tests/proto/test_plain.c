@@ -109,9 +109,23 @@ static void utf8_is_judged_strictly(void **state)
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_false(utf8_valid(bad[i], strlen(bad[i])));
     }
-    assert_int_equal(utf8_complete("ab\xe2\x82", 4), 2);
-    assert_int_equal(utf8_complete("ab\xf0\x9f\x98", 5), 2);
-    assert_int_equal(utf8_complete("ab\xff", 3), 3);
+    static const struct {
+        const char *text;
+        size_t complete;
+    } rows[] = { { "", 0 },
+                 { "\xc3", 0 },
+                 { "a\xc3", 1 },
+                 { "ab\xe2\x82", 2 },
+                 { "ab\xf0\x9f\x98", 2 },
+                 { "\xf0\x9f\x98\x80", 4 },
+                 { "a\xe2", 1 },
+                 { "ab\xff", 3 },
+                 { "\x80\x80\x80", 3 },
+                 { "a\x80\x80\x80\x80", 5 },
+                 { "\xe0\x80", 2 } /* overlong: it can never become whole */ };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        assert_int_equal(utf8_complete(rows[i].text, strlen(rows[i].text)), rows[i].complete);
+    }
 }
 
 static void base64_goes_there_and_back(void **state)

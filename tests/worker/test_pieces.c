@@ -134,37 +134,10 @@ static void a_bundled_model_has_pieces(void **state)
     weights_unmap(&w);
 }
 
-static void an_incomplete_character_is_seen(void **state)
-{
-    (void)state;
-    static const struct {
-        const char *bytes;
-        uint32_t len, want;
-    } rows[] = {
-        { "", 0, 0 },
-        { "a", 1, 0 },
-        { "a\xc3", 2, 1 },
-        { "\xc3\xa9", 2, 0 },
-        { "\xe2\x82", 2, 2 },
-        { "\xe2\x82\xac", 3, 0 },
-        { "\xf0\x9f\x8f", 3, 3 },
-        { "\xf0\x9f\x8f\xb3", 4, 0 },
-        { "\x80\x80", 2, 0 },
-        { "\xff", 1, 0 },
-        { "\xe2", 1, 1 },
-        { "a\x80\x80\x80\x80", 5, 0 },
-    };
-    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        assert_int_equal(rows[i].want,
-                         pieces_incomplete((const uint8_t *)rows[i].bytes, rows[i].len));
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_bundled_model_has_pieces),
-        cmocka_unit_test(an_incomplete_character_is_seen),
         cmocka_unit_test(pieces_and_ends_are_the_references),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

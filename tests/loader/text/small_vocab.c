@@ -6,8 +6,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "loader/text/alphabet.h"
 #include "loader/text/unicode.h"
+#include "proto/alphabet.h"
 
 #define KEY(name) "tokenizer.ggml." name
 
@@ -77,7 +77,7 @@ static void add_tokens(struct weights_builder *b, const struct small_vocab *v)
         if (spm) {
             snprintf(names[byte], sizeof names[byte], "<0x%02X>", byte);
         } else {
-            unicode_encode(alphabet_code(byte), (uint8_t *)names[byte]);
+            utf8_encode(alphabet_code(byte), (uint8_t *)names[byte]);
         }
         texts[i] = names[byte];
         types[i] = spm ? 6 : 1;

@@ -107,8 +107,8 @@ static void shown(struct detok_text *out, const uint8_t *bytes, size_t len)
     *out = (struct detok_text){ .text = malloc(3 * len + 1) };
     for (size_t i = 0; i < len;) {
         uint32_t code;
-        i += unicode_decode(bytes + i, len - i, &code, NULL);
-        out->len += unicode_encode(code, out->text + out->len);
+        i += utf8_decode(bytes + i, len - i, &code, NULL);
+        out->len += utf8_encode(code, out->text + out->len);
     }
 }
 
@@ -202,10 +202,10 @@ static bool flagged(const struct vocab *v, const struct json *array, uint8_t fla
 {
     size_t n = 0;
     for (uint32_t id = 0; id < v->n_tokens; id++) {
-        n += (v->flags[id] & flag) != 0;
+        n += (v->pieces.flags[id] & flag) != 0;
     }
     for (size_t i = 0; i < json_len(array); i++) {
-        if (!(v->flags[json_as_int(json_at(array, i))] & flag)) {
+        if (!(v->pieces.flags[json_as_int(json_at(array, i))] & flag)) {
             return false;
         }
     }
@@ -216,14 +216,14 @@ static void check_info(const struct tokenizer *t, const char *name, struct tally
 {
     static const struct {
         const char *key;
-        enum vocab_special special;
-    } ids[] = { { "bos", VOCAB_BOS },         { "eos", VOCAB_EOS },
-                { "eot", VOCAB_EOT },         { "eom", VOCAB_EOM },
-                { "unk", VOCAB_UNK },         { "sep", VOCAB_SEP },
-                { "pad", VOCAB_PAD },         { "nl", VOCAB_NEWLINE },
-                { "fim_pre", VOCAB_FIM_PRE }, { "fim_suf", VOCAB_FIM_SUF },
-                { "fim_mid", VOCAB_FIM_MID }, { "fim_pad", VOCAB_FIM_PAD },
-                { "fim_rep", VOCAB_FIM_REP }, { "fim_sep", VOCAB_FIM_SEP } };
+        enum token_role special;
+    } ids[] = { { "bos", ROLE_BOS },         { "eos", ROLE_EOS },
+                { "eot", ROLE_EOT },         { "eom", ROLE_EOM },
+                { "unk", ROLE_UNK },         { "sep", ROLE_SEP },
+                { "pad", ROLE_PAD },         { "nl", ROLE_NEWLINE },
+                { "fim_pre", ROLE_FIM_PRE }, { "fim_suf", ROLE_FIM_SUF },
+                { "fim_mid", ROLE_FIM_MID }, { "fim_pad", ROLE_FIM_PAD },
+                { "fim_rep", ROLE_FIM_REP }, { "fim_sep", ROLE_FIM_SEP } };
     char path[512];
     snprintf(path, sizeof path, "%s/%s/info.json", dir, name);
     FILE *file = fopen(path, "r");
@@ -253,8 +253,8 @@ static void check_info(const struct tokenizer *t, const char *name, struct tally
     }
     tally->n += 3;
     const struct json *other = json_find(info, "eog_alt");
-    if (!flagged(v, json_find(info, "eog"), VOCAB_EOG) &&
-        !(other && flagged(v, other, VOCAB_EOG))) {
+    if (!flagged(v, json_find(info, "eog"), PIECES_END) &&
+        !(other && flagged(v, other, PIECES_END))) {
         wrong(tally, 0, "eog");
     }
     if (!flagged(v, json_find(info, "lstrip"), VOCAB_LSTRIP)) {
@@ -268,7 +268,7 @@ static void check_info(const struct tokenizer *t, const char *name, struct tally
         const char *id;
         const struct json *type = json_member(changes, i, &id);
         tally->n++;
-        if (v->types[atoi(id)] != json_as_int(type)) {
+        if (v->pieces.types[atoi(id)] != json_as_int(type)) {
             wrong(tally, 0, id);
         }
     }
@@ -330,7 +330,7 @@ static bool splits(const struct pretoken *pre, bool reference, const char *text,
         const char *want = n < json_len(words) ? json_as_str(json_at(words, n), &want_len) : "";
         uint8_t *have = malloc((end - start) * 4);
         for (size_t i = start; i < end; i++) {
-            have_len += unicode_encode(s.codes[i], have + have_len);
+            have_len += utf8_encode(s.codes[i], have + have_len);
         }
         same = n < json_len(words) && have_len == want_len && !memcmp(have, want, want_len);
         free(have);

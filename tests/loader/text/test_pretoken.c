@@ -18,7 +18,7 @@ static void assert_words(const char *pre, bool reference, const char *text, cons
         if (i && s.cuts[i]) {
             have[n++] = '|';
         }
-        n += unicode_encode(s.codes[i], (uint8_t *)have + n);
+        n += utf8_encode(s.codes[i], (uint8_t *)have + n);
     }
     have[n] = '\0';
     splitter_clear(&s);

@@ -11,19 +11,19 @@
 #define PARSE    TOKENIZER_PARSE_SPECIAL
 
 static const struct small_token spm_tokens[] = {
-    { "<unk>", 0, VOCAB_UNKNOWN },
-    { "<s>", 0, VOCAB_CONTROL },
-    { "</s>", 0, VOCAB_CONTROL },
-    { "\xe2\x96\x81", -1, VOCAB_NORMAL },
-    { "a", -2, VOCAB_NORMAL },
-    { "b", -3, VOCAB_NORMAL },
-    { "ab", -4, VOCAB_NORMAL },
+    { "<unk>", 0, TOKEN_UNKNOWN },
+    { "<s>", 0, TOKEN_CONTROL },
+    { "</s>", 0, TOKEN_CONTROL },
+    { "\xe2\x96\x81", -1, TOKEN_NORMAL },
+    { "a", -2, TOKEN_NORMAL },
+    { "b", -3, TOKEN_NORMAL },
+    { "ab", -4, TOKEN_NORMAL },
     { "\xe2\x96\x81"
       "ab",
-      -5, VOCAB_NORMAL },
-    { "ba", -3.5f, VOCAB_NORMAL },
-    { "<think>", 0, VOCAB_USER_DEFINED },
-    { "<thinking>", 0, VOCAB_CONTROL },
+      -5, TOKEN_NORMAL },
+    { "ba", -3.5f, TOKEN_NORMAL },
+    { "<think>", 0, TOKEN_USER_DEFINED },
+    { "<thinking>", 0, TOKEN_CONTROL },
 };
 static const struct small_vocab spm = { .model = "llama",
                                         .tokens = spm_tokens,
@@ -34,16 +34,16 @@ static const struct small_vocab spm = { .model = "llama",
                                         .space_prefix = -1 };
 
 static const struct small_token bpe_tokens[] = {
-    { "<|end|>", 0, VOCAB_CONTROL },
-    { "he", 0, VOCAB_NORMAL },
-    { "ll", 0, VOCAB_NORMAL },
-    { "llo", 0, VOCAB_NORMAL },
-    { "hello", 0, VOCAB_NORMAL },
+    { "<|end|>", 0, TOKEN_CONTROL },
+    { "he", 0, TOKEN_NORMAL },
+    { "ll", 0, TOKEN_NORMAL },
+    { "llo", 0, TOKEN_NORMAL },
+    { "hello", 0, TOKEN_NORMAL },
     { "\xc4\xa0"
       "hello",
-      0, VOCAB_NORMAL },
-    { "  ", 0, VOCAB_USER_DEFINED },
-    { "<|pad|>", 0, VOCAB_UNUSED },
+      0, TOKEN_NORMAL },
+    { "  ", 0, TOKEN_USER_DEFINED },
+    { "<|pad|>", 0, TOKEN_UNUSED },
 };
 static const char *const bpe_merges[] = { "h e",     "l l", "ll o", "he llo", "\xc4\xa0 hello",
                                           "nospace", "l l" };
@@ -99,7 +99,7 @@ static void spm_joins_the_best_score_first(void **state)
     IDS(t, "a\xff", 0, 3, 4, byte + 0xff);
     assert_ids(t, "", 0, 0, NULL);
     assert_int_equal(tokenizer_piece_max(t), strlen("<thinking>"));
-    assert_int_equal(tokenizer_special(t, VOCAB_NEWLINE), byte + '\n');
+    assert_int_equal(tokenizer_special(t, ROLE_NEWLINE), byte + '\n');
     assert_true(tokenizer_is_eog(t, 2));
     assert_false(tokenizer_is_eog(t, 1));
     assert_false(tokenizer_is_eog(t, -1));
@@ -127,10 +127,10 @@ static void the_longest_special_token_wins(void **state)
     struct tokenizer *t = open_small(&spm);
     IDS(t, "<thinking>", PARSE, 10);
     static const struct small_token tokens[] = {
-        { "<unk>", 0, VOCAB_UNKNOWN },    { "<s>", 0, VOCAB_CONTROL },
-        { "</s>", 0, VOCAB_CONTROL },     { "xyz", 0, VOCAB_CONTROL },
-        { "yzabc", 0, VOCAB_CONTROL },    { "  ", 0, VOCAB_USER_DEFINED },
-        { "   ", 0, VOCAB_USER_DEFINED },
+        { "<unk>", 0, TOKEN_UNKNOWN },    { "<s>", 0, TOKEN_CONTROL },
+        { "</s>", 0, TOKEN_CONTROL },     { "xyz", 0, TOKEN_CONTROL },
+        { "yzabc", 0, TOKEN_CONTROL },    { "  ", 0, TOKEN_USER_DEFINED },
+        { "   ", 0, TOKEN_USER_DEFINED },
     };
     struct small_vocab v = spm;
     v.tokens = tokens;
@@ -325,9 +325,9 @@ static void malformed_vocabularies_are_refused_by_key(void **state)
 static void odd_vocabularies_still_work(void **state)
 {
     (void)state;
-    static const struct small_token tokens[] = { { "a", 0, VOCAB_NORMAL },
-                                                 { "a", 0, VOCAB_NORMAL },
-                                                 { "", 0, VOCAB_NORMAL } };
+    static const struct small_token tokens[] = { { "a", 0, TOKEN_NORMAL },
+                                                 { "a", 0, TOKEN_NORMAL },
+                                                 { "", 0, TOKEN_NORMAL } };
     struct small_vocab v = { .model = "llama",
                              .tokens = tokens,
                              .n_tokens = N(tokens),
@@ -337,7 +337,7 @@ static void odd_vocabularies_still_work(void **state)
     struct tokenizer *t = open_small(&v);
     size_t len;
     IDS(t, "aa", ADD, 1, 0, 0);
-    assert_int_equal(tokenizer_special(t, VOCAB_BOS), 1); /* the default stands */
+    assert_int_equal(tokenizer_special(t, ROLE_BOS), 1); /* the default stands */
     assert_memory_equal(tokenizer_piece(t, 2, false, &len), "[EMPTY_2]", 9);
     assert_memory_equal(tokenizer_piece(t, 1, false, &len), "a", 1);
     tokenizer_destroy(&t);
@@ -347,9 +347,9 @@ static void other_models_cut_as_their_rules_say(void **state)
 {
     (void)state;
     static const struct small_token wpm[] = {
-        { "[UNK]", 0, VOCAB_UNKNOWN },
-        { "[CLS]", 0, VOCAB_CONTROL },
-        { "[SEP]", 0, VOCAB_CONTROL },
+        { "[UNK]", 0, TOKEN_UNKNOWN },
+        { "[CLS]", 0, TOKEN_CONTROL },
+        { "[SEP]", 0, TOKEN_CONTROL },
         { "\xe2\x96\x81un", 0, 1 },
         { "able", 0, 1 },
         { "\xe2\x96\x81,", 0, 1 },
@@ -373,9 +373,9 @@ static void other_models_cut_as_their_rules_say(void **state)
     tokenizer_destroy(&t);
 
     static const struct small_token ugm[] = {
-        { "<pad>", 0, VOCAB_CONTROL },
-        { "</s>", 0, VOCAB_CONTROL },
-        { "<unk>", 0, VOCAB_UNKNOWN },
+        { "<pad>", 0, TOKEN_CONTROL },
+        { "</s>", 0, TOKEN_CONTROL },
+        { "<unk>", 0, TOKEN_UNKNOWN },
         { "\xe2\x96\x81", -3, 1 },
         { "a", -3, 1 },
         { "b", -3, 1 },

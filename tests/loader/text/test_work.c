@@ -7,10 +7,10 @@
 
 enum { BOS, START, END, THINK };
 
-static const struct small_token tokens[] = { { "<s>", 0, VOCAB_CONTROL },
-                                             { "<|im_start|>", 0, VOCAB_CONTROL },
-                                             { "<|im_end|>", 0, VOCAB_CONTROL },
-                                             { "<think>", 0, VOCAB_CONTROL } };
+static const struct small_token tokens[] = { { "<s>", 0, TOKEN_CONTROL },
+                                             { "<|im_start|>", 0, TOKEN_CONTROL },
+                                             { "<|im_end|>", 0, TOKEN_CONTROL },
+                                             { "<think>", 0, TOKEN_CONTROL } };
 static const char *const no_merges[] = { "q q" };
 static const struct small_vocab vocab = { .model = "gpt2",
                                           .pre = "gpt-2",

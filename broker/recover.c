@@ -81,6 +81,18 @@ static bool slot_is_sound(const struct journal *j, const struct journal_slot *sl
            slot->log_off % 8 == 0 && memchr(slot->model.name, 0, sizeof slot->model.name);
 }
 
+/* Reserved and never published, or half freed: what was written of a prompt is scrubbed, as journal_free would have. */
+static void free_slot(struct journal *j, struct journal_slot *slot)
+{
+    uint64_t end = j->header.arena_off + j->header.arena_bytes;
+    if (slot->extent_off < j->header.arena_off || slot->extent_off > end ||
+        slot->extent_bytes > end - slot->extent_off) {
+        slot->extent_bytes = 0;
+        return;
+    }
+    journal_free(j, slot);
+}
+
 static void recover_slot(struct broker *b, struct shard *shard, uint32_t i)
 {
     struct journal *j = &shard->journal;
@@ -89,7 +101,7 @@ static void recover_slot(struct broker *b, struct shard *shard, uint32_t i)
     struct err err = { 0 };
     if (state == JOURNAL_FREE) {
         if (slot->extent_bytes) {
-            slot->extent_bytes = 0; /* reserved, never published; or half freed */
+            free_slot(j, slot);
         }
         return;
     }

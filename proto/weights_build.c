@@ -370,7 +370,12 @@ int weights_builder_write(struct weights_builder *b, int fd, uint64_t file_data_
         memcpy(base + h.names_off + name_off, b->tensors[i].name, b->tensors[i].name_len);
         name_off += b->tensors[i].name_len + 1;
     }
-    memcpy(base, &h, sizeof h);
+    /* The magic last: who finds it finds a whole header, wherever its writer died. */
+    struct weights_header *header = (struct weights_header *)(void *)base;
+    memcpy((uint8_t *)header + sizeof h.magic, (const uint8_t *)&h + sizeof h.magic,
+           sizeof h - sizeof h.magic);
+    atomic_thread_fence(memory_order_release);
+    *(volatile uint64_t *)&header->magic = h.magic;
     munmap(base, (size_t)manifest);
     return 0;
 }

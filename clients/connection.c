@@ -41,20 +41,6 @@ void connection_failed(struct err *err, const Hearth__Failed *failed)
 
 /* ---- where, and is anybody there ---- */
 
-static int find_run(struct hearth *h, const char *given, struct err *err)
-{
-    const char *own = getenv("HEARTH_RUNTIME_DIR"), *xdg = getenv("XDG_RUNTIME_DIR");
-    int n = given         ? snprintf(h->run, sizeof h->run, "%s", given)
-            : own && *own ? snprintf(h->run, sizeof h->run, "%s", own)
-            : xdg && *xdg ? snprintf(h->run, sizeof h->run, "%s/hearth", xdg)
-                          : snprintf(h->run, sizeof h->run, "/run/hearth");
-    if (n <= 0 || (size_t)n >= sizeof h->run) {
-        return err_set(err, ERR_USAGE, "runtime directory of %d bytes, at most %zu", n,
-                       sizeof h->run - 1);
-    }
-    return 0;
-}
-
 /* A keeper, or a child of it, holds the runtime directory's lock. */
 static bool somebody_holds(const struct hearth *h)
 {
@@ -395,7 +381,7 @@ struct hearth *hearth_open(const char *run, const char *program, struct hearth_e
     h->pending = &h->load;
     h->attach_fd = h->page_fd = h->event_fd = h->bulk_fd = h->interrupt_fd = -1;
     snprintf(h->program, sizeof h->program, "%s", program ? program : "client");
-    if (find_run(h, run, &err) < 0) {
+    if (heritage_find_run(run, h->run, &err) < 0) {
         goto fail;
     }
     h->page_fd = shm_create("hearth-reader", LIMIT_SHARD_PAGE, true, &err);

@@ -7,6 +7,7 @@
 
 #include "clients/hearth.h"
 #include "proto/channel.h"
+#include "proto/heritage.h"
 #include "proto/journal.h"
 #include "proto/link.h"
 #include "proto/message.h"
@@ -30,7 +31,7 @@ struct connection_pending {
     16 /* ends read while the broker was away; beyond these they expire */
 
 struct hearth {
-    char run[92];
+    char run[HERITAGE_RUN_MAX];
     char program[64];
     enum connection_state state;
     uint32_t generation; /* grows with every new connection: who waits for an answer asks again */

@@ -61,6 +61,21 @@ static uint32_t number_of_env(const char *name)
     return text ? (uint32_t)strtoul(text, NULL, 10) : 0;
 }
 
+int heritage_find_run(const char *given, char run[HERITAGE_RUN_MAX], struct err *err)
+{
+    const char *own = getenv("HEARTH_RUNTIME_DIR"), *xdg = getenv("XDG_RUNTIME_DIR");
+    int n = given         ? snprintf(run, HERITAGE_RUN_MAX, "%s", given)
+            : own && *own ? snprintf(run, HERITAGE_RUN_MAX, "%s", own)
+            : xdg && *xdg ? snprintf(run, HERITAGE_RUN_MAX, "%s/hearth", xdg)
+                          : snprintf(run, HERITAGE_RUN_MAX, "/run/hearth");
+    if (n <= 0 || n >= HERITAGE_RUN_MAX) {
+        return err_set(err, ERR_USAGE,
+                       "runtime directory: %d bytes, at most %d fit a socket's name", n,
+                       HERITAGE_RUN_MAX - 1);
+    }
+    return 0;
+}
+
 int heritage_read(struct heritage *h, struct err *err)
 {
     *h = (struct heritage){ .child = number_of_env("HEARTH_CHILD"),

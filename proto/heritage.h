@@ -23,6 +23,13 @@
 #define HERITAGE_GRANT_FD   4  /* the first of a child's initial grants */
 #define HERITAGE_LOCK_FD    40 /* behind the last possible grant */
 
+#define HERITAGE_RUN_MAX                                                                           \
+    92 /* a runtime directory: "/attach" behind it still fits a socket's name (108) */
+
+/* The runtime directory that keeper and clients mean: `given`, else $HEARTH_RUNTIME_DIR, $XDG_RUNTIME_DIR/hearth, /run/hearth.
+ * ERR_USAGE when it is longer than HERITAGE_RUN_MAX. */
+int heritage_find_run(const char *given, char run[HERITAGE_RUN_MAX], struct err *err);
+
 enum heritage_role {
     HERITAGE_BROKER,
     HERITAGE_WORKER,

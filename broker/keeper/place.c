@@ -11,27 +11,13 @@
 #include <unistd.h>
 
 #include "proto/channel.h"
+#include "proto/heritage.h"
 
 #define ROUTER_BACKLOG 1024 /* clients that connect while a broker is being born */
 
-static int find_run(struct place *p, const char *given, struct err *err)
+/* Children are born elsewhere: they need the whole path. */
+static int make_absolute(struct place *p, struct err *err)
 {
-    const char *hearth = getenv("HEARTH_RUNTIME_DIR"), *xdg = getenv("XDG_RUNTIME_DIR");
-    int n;
-    if (given) {
-        n = snprintf(p->run, sizeof p->run, "%s", given);
-    } else if (hearth && *hearth) {
-        n = snprintf(p->run, sizeof p->run, "%s", hearth);
-    } else if (xdg && *xdg) {
-        n = snprintf(p->run, sizeof p->run, "%s/hearth", xdg);
-    } else {
-        n = snprintf(p->run, sizeof p->run, "/run/hearth");
-    }
-    if (n <= 0 || (size_t)n >= sizeof p->run) {
-        return err_set(err, ERR_USAGE,
-                       "runtime directory: %d bytes, at most %zu fit a socket's name", n,
-                       sizeof p->run - 1);
-    }
     if (p->run[0] != '/') {
         char relative[sizeof p->run], *absolute;
         strcpy(relative, p->run);
@@ -102,8 +88,8 @@ static int listen_router(struct place *p, struct err *err)
 int place_open(struct place *p, const char *run, struct err *err)
 {
     *p = (struct place){ .lock_fd = -1, .router_fd = -1, .attach_fd = -1 };
-    if (find_run(p, run, err) < 0 || make_run(p, err) < 0 || take_lock(p, err) < 0 ||
-        listen_router(p, err) < 0) {
+    if (heritage_find_run(run, p->run, err) < 0 || make_absolute(p, err) < 0 ||
+        make_run(p, err) < 0 || take_lock(p, err) < 0 || listen_router(p, err) < 0) {
         return -1;
     }
     char path[PLACE_PATH_MAX];

@@ -2,15 +2,16 @@
 #pragma once
 
 #include "proto/err.h"
+#include "proto/heritage.h"
 
 #define PLACE_PATH_MAX 108 /* sun_path */
 
 struct place {
-    char run[PLACE_PATH_MAX - 16]; /* room for "/attach" and the journal's names */
+    char run[HERITAGE_RUN_MAX];
     int lock_fd, router_fd, attach_fd;
 };
 
-/* The directory: `run` when given, else $HEARTH_RUNTIME_DIR, $XDG_RUNTIME_DIR/hearth, /run/hearth. Made with mode 0700 when it is
+/* The directory of heritage_find_run. Made with mode 0700 when it is
  * not there, refused when it is another user's. Locks $RUN/lock (F_OFD_SETLK): ERR_BUSY when a keeper or one of its orphans lives. */
 int place_open(struct place *p, const char *run, struct err *err);
 

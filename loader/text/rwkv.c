@@ -6,32 +6,14 @@
 static void rwkv_destroy(void *state)
 {
     struct trie *trie = state;
-    if (trie) {
-        trie_clear(trie);
-        free(trie);
-    }
+    trie_destroy(&trie);
 }
 
 static int rwkv_create(void **state, struct vocab *v, const struct weights *w, struct err *err)
 {
     (void)w;
-    struct trie *trie = calloc(1, sizeof *trie);
-    uint32_t *ids = malloc(v->n_tokens * sizeof *ids);
-    size_t n = 0;
-    int result = -1;
-    *state = trie;
-    if (trie && ids) {
-        for (uint32_t id = 0; id < v->n_tokens; id++) {
-            if (v->pieces.types[id] == TOKEN_NORMAL || v->pieces.types[id] == TOKEN_BYTE) {
-                ids[n++] = id;
-            }
-        }
-        result = trie_init(trie, &v->texts, ids, n, err);
-    } else {
-        err_set(err, ERR_NO_MEMORY, "a vocabulary of %u tokens", v->n_tokens);
-    }
-    free(ids);
-    return result;
+    *state = trie_of_vocab(v, TRIE_TYPE(TOKEN_NORMAL) | TRIE_TYPE(TOKEN_BYTE), err);
+    return *state ? 0 : -1;
 }
 
 static int rwkv_encode(const void *state, const struct vocab *v, const struct fragment *f,

@@ -46,10 +46,44 @@ int trie_init(struct trie *t, const struct texts *texts, const uint32_t *numbers
     return 0;
 }
 
+struct trie *trie_of_vocab(const struct vocab *v, unsigned types, struct err *err)
+{
+    struct trie *trie = calloc(1, sizeof *trie);
+    uint32_t *ids = malloc(v->n_tokens * sizeof *ids);
+    size_t n = 0;
+    if (!trie || !ids) {
+        err_set(err, ERR_NO_MEMORY, "a vocabulary of %u tokens", v->n_tokens);
+        goto fail;
+    }
+    for (uint32_t id = 0; id < v->n_tokens; id++) {
+        if (types & TRIE_TYPE(v->pieces.types[id])) {
+            ids[n++] = id;
+        }
+    }
+    if (trie_init(trie, &v->texts, ids, n, err) < 0) {
+        goto fail;
+    }
+    free(ids);
+    return trie;
+fail:
+    free(ids);
+    trie_destroy(&trie);
+    return NULL;
+}
+
 void trie_clear(struct trie *t)
 {
     free(t->order);
     *t = (struct trie){ 0 };
+}
+
+void trie_destroy(struct trie **t)
+{
+    if (*t) {
+        trie_clear(*t);
+        free(*t);
+        *t = NULL;
+    }
 }
 
 struct trie_walk trie_begin(const struct trie *t)

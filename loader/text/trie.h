@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "loader/text/texts.h"
+#include "loader/text/vocab.h"
 #include "proto/err.h"
 
 struct trie {
@@ -26,7 +27,16 @@ struct trie_walk {
 /* numbers (n of them) is copied; empty texts are left out. */
 int trie_init(struct trie *t, const struct texts *texts, const uint32_t *numbers, size_t n,
               struct err *err);
+
+/* The tokens of a vocabulary whose type is in `types`, a bit each: TRIE_TYPE(type). Created on the heap, as algorithms want their state;
+ * NULL on error. */
+#define TRIE_TYPE(type) (1u << (type))
+#define TRIE_ALL_TYPES  (~0u)
+struct trie *trie_of_vocab(const struct vocab *v, unsigned types, struct err *err);
+
+/* Accept what is zeroed, or NULL. */
 void trie_clear(struct trie *t);
+void trie_destroy(struct trie **t);
 
 struct trie_walk trie_begin(const struct trie *t);
 

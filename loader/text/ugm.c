@@ -12,7 +12,7 @@
 
 struct ugm {
     struct charsmap map;
-    struct trie trie; /* normal, user-defined and unused tokens */
+    struct trie *trie; /* normal, user-defined and unused tokens */
     double unknown_score;
 };
 
@@ -20,7 +20,7 @@ static void ugm_destroy(void *state)
 {
     struct ugm *u = state;
     if (u) {
-        trie_clear(&u->trie);
+        trie_destroy(&u->trie);
         free(u);
     }
 }
@@ -29,32 +29,23 @@ static int ugm_create(void **state, struct vocab *v, const struct weights *w, st
 {
     (void)w;
     struct ugm *u = calloc(1, sizeof *u);
-    uint32_t *ids = malloc(v->n_tokens * sizeof *ids);
-    size_t n = 0;
     double least = FLT_MAX;
-    int result = -1;
     *state = u;
-    if (!u || !ids) {
-        err_set(err, ERR_NO_MEMORY, "a vocabulary of %u tokens", v->n_tokens);
-        goto done;
+    if (!u) {
+        return err_set(err, ERR_NO_MEMORY, "a vocabulary of %u tokens", v->n_tokens);
     }
     for (uint32_t id = 0; id < v->n_tokens; id++) {
-        uint8_t type = v->pieces.types[id];
-        if (type == TOKEN_NORMAL || type == TOKEN_USER_DEFINED || type == TOKEN_UNUSED) {
-            ids[n++] = id;
-        }
-        if (type == TOKEN_NORMAL && v->scores[id] < least) {
+        if (v->pieces.types[id] == TOKEN_NORMAL && v->scores[id] < least) {
             least = v->scores[id];
         }
     }
     u->unknown_score = least - UNKNOWN_PENALTY;
     if (v->charsmap && charsmap_init(&u->map, v->charsmap, v->charsmap_len, err) < 0) {
-        goto done;
+        return -1;
     }
-    result = trie_init(&u->trie, &v->texts, ids, n, err);
-done:
-    free(ids);
-    return result;
+    u->trie = trie_of_vocab(
+        v, TRIE_TYPE(TOKEN_NORMAL) | TRIE_TYPE(TOKEN_USER_DEFINED) | TRIE_TYPE(TOKEN_UNUSED), err);
+    return u->trie ? 0 : -1;
 }
 
 /* ---- normalising ---- */
@@ -141,7 +132,7 @@ static void extend(const struct ugm *u, const struct vocab *v, const uint8_t *te
     size_t one = unicode_lead_len(text[at]);
     one = one < len - at ? one : len - at;
     bool covered = false;
-    struct trie_walk walk = trie_begin(&u->trie);
+    struct trie_walk walk = trie_begin(u->trie);
     for (size_t i = at; i < len && trie_step(&walk, text[i]); i++) {
         uint32_t id = trie_here(&walk);
         if (id == TEXTS_NONE) {

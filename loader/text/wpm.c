@@ -10,30 +10,14 @@
 static void wpm_destroy(void *state)
 {
     struct trie *trie = state;
-    if (trie) {
-        trie_clear(trie);
-        free(trie);
-    }
+    trie_destroy(&trie);
 }
 
-/* All tokens, of any type. */
 static int wpm_create(void **state, struct vocab *v, const struct weights *w, struct err *err)
 {
     (void)w;
-    struct trie *trie = calloc(1, sizeof *trie);
-    uint32_t *ids = malloc(v->n_tokens * sizeof *ids);
-    int result = -1;
-    *state = trie;
-    if (trie && ids) {
-        for (uint32_t id = 0; id < v->n_tokens; id++) {
-            ids[id] = id;
-        }
-        result = trie_init(trie, &v->texts, ids, v->n_tokens, err);
-    } else {
-        err_set(err, ERR_NO_MEMORY, "a vocabulary of %u tokens", v->n_tokens);
-    }
-    free(ids);
-    return result;
+    *state = trie_of_vocab(v, TRIE_ALL_TYPES, err);
+    return *state ? 0 : -1;
 }
 
 struct words {

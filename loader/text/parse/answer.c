@@ -125,6 +125,18 @@ bool answer_try(struct answer *a)
     return a->n_tries++ < ANSWER_TRIES_MAX;
 }
 
+bool answer_open(struct answer *a, struct span *text, struct span *raw)
+{
+    const char *hit = span_find(*text, a->format->open);
+    if (!hit || !answer_try(a)) {
+        return false;
+    }
+    answer_content(a, span_until(*text, hit));
+    *raw = span_from(*text, (size_t)(hit - text->p));
+    *text = span_from(*raw, strlen(a->format->open));
+    return true;
+}
+
 void answer_give_up(struct answer *a)
 {
     a->n_tries = ANSWER_TRIES_MAX;

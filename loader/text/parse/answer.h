@@ -52,6 +52,9 @@ bool answer_knows(const struct answer *a, struct span name); /* a tool of this n
 bool answer_call(struct answer *a, struct span name, struct json *take_arguments, struct span id);
 /* Counts one more place to look for a call; false when it is one too many. */
 bool answer_try(struct answer *a);
+/* Goes to the next place where the format's `open` stands: what is before it is content, *raw begins with the marker, *text behind
+ * it. False when there is none, or it is one too many: *text is then the rest, content. */
+bool answer_open(struct answer *a, struct span *text, struct span *raw);
 /* No more: something was opened that does not end, so that every further place would read to the end. */
 void answer_give_up(struct answer *a);
 /* A JSON value from text; false when it is none. A bare null gives NULL. */

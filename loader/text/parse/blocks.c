@@ -72,14 +72,9 @@ static bool calls_of_json(struct answer *a, struct span text)
 void parse_blocks(struct answer *a, struct span text)
 {
     const struct parse_format *format = a->format;
-    for (;;) {
-        const char *hit = span_find(text, format->open);
-        if (!hit || !answer_try(a)) {
-            break;
-        }
-        answer_content(a, span_until(text, hit));
-        struct span raw = span_from(text, (size_t)(hit - text.p));
-        struct span rest = span_trim(span_from(raw, strlen(format->open)));
+    struct span raw;
+    while (answer_open(a, &text, &raw)) {
+        struct span rest = span_trim(text);
         size_t len = span_json(rest);
         if (!len) { /* cut off: all the rest is text */
             text = raw;

@@ -132,14 +132,8 @@ static bool gemma_call(struct answer *a, struct span *text)
 
 void parse_gemma(struct answer *a, struct span text)
 {
-    for (;;) {
-        const char *hit = span_find(text, a->format->open);
-        if (!hit || !answer_try(a)) {
-            break;
-        }
-        answer_content(a, span_until(text, hit));
-        struct span raw = span_from(text, (size_t)(hit - text.p));
-        text = span_from(raw, strlen(a->format->open));
+    struct span raw;
+    while (answer_open(a, &text, &raw)) {
         if (!gemma_call(a, &text)) {
             answer_content(a, span_until(raw, text.p));
         }
@@ -389,14 +383,8 @@ void parse_python(struct answer *a, struct span text)
         answer_content(a, whole);
         return;
     }
-    for (;;) {
-        const char *hit = span_find(text, a->format->open);
-        if (!hit || !answer_try(a)) {
-            break;
-        }
-        answer_content(a, span_until(text, hit));
-        struct span raw = span_from(text, (size_t)(hit - text.p));
-        text = span_from(raw, strlen(a->format->open));
+    struct span raw;
+    while (answer_open(a, &text, &raw)) {
         if (python_calls(a, &text)) {
             span_take(&text, a->format->close);
         } else {

@@ -69,14 +69,8 @@ static bool named_call(struct answer *a, struct span *text)
 void parse_named(struct answer *a, struct span text)
 {
     const struct parse_format *format = a->format;
-    for (;;) {
-        const char *hit = span_find(text, format->open);
-        if (!hit || !answer_try(a)) {
-            break;
-        }
-        answer_content(a, span_until(text, hit));
-        struct span raw = span_from(text, (size_t)(hit - text.p));
-        text = span_from(raw, strlen(format->open));
+    struct span raw;
+    while (answer_open(a, &text, &raw)) {
         if (!named_call(a, &text)) {
             /* No call, or cut off: it is text, up to the next that opens one. */
             const char *next = span_find(text, format->open);

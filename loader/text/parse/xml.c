@@ -186,14 +186,8 @@ static bool mcp_call(struct answer *a, struct span *text)
 
 void parse_mcp(struct answer *a, struct span text)
 {
-    for (;;) {
-        const char *hit = span_find(text, a->format->open);
-        if (!hit || !answer_try(a)) {
-            break;
-        }
-        answer_content(a, span_until(text, hit));
-        struct span raw = span_from(text, (size_t)(hit - text.p));
-        text = span_from(raw, strlen(a->format->open));
+    struct span raw;
+    while (answer_open(a, &text, &raw)) {
         if (!mcp_call(a, &text)) {
             if (text.p == raw.p + strlen(a->format->open)) {
                 text = raw;

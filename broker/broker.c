@@ -95,6 +95,7 @@ int broker_open(struct broker *b, struct err *err)
     catalog_scan(&b->catalog, &b->config);
     workers_init(b);
     clients_init(b);
+    parks_open(b);
     recover_begin(b);
     records_init(b);
     return 0;
@@ -113,6 +114,7 @@ static void want_pinned(struct broker *b)
 
 void broker_close(struct broker *b)
 {
+    parks_close(b, b->stopping && b->listed);
     shards_close(&b->shards, b->heritage.run, b->stopping && b->listed);
     link_close(&b->link);
     keeper_line_destroy(&b->keeper);
@@ -314,6 +316,7 @@ void broker_act(struct broker *b)
     workers_act(b);
     watch_act(b);
     gateway_act(b);
+    parks_act(b);
     route_act(b);
     records_act(b);
     clients_act(b);
@@ -392,7 +395,7 @@ static int timeout_of(struct broker *b)
 int broker_loop(struct broker *b, int signal_fd)
 {
     static struct pollfd polled[POLL_FIXED + CLIENTS_VISITORS_MAX + CLIENTS_MAX];
-    while (!b->stopping && b->fatal.code == ERR_NONE) {
+    while (b->fatal.code == ERR_NONE && !(b->stopping && parks_settled(b))) {
         nfds_t n = fill_polled(b, signal_fd, polled);
         if (poll(polled, n, timeout_of(b)) < 0 && errno != EINTR) {
             err_set_errno(&b->fatal, ERR_IO, "poll");

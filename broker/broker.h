@@ -17,6 +17,7 @@
 #include "broker/gateway.h"
 #include "broker/keeper_line.h"
 #include "broker/models.h"
+#include "broker/parks.h"
 #include "broker/queue.h"
 #include "broker/records.h"
 #include "broker/request.h"
@@ -51,6 +52,7 @@ struct broker {
     struct requests requests;
     struct queue queue;
     struct models models;
+    struct parks parks;
     struct workers workers;
     struct gateway gateway;
     struct texts texts;

@@ -216,6 +216,12 @@ static int set_key(struct config *c, const char *key, const char *value, bool *k
                    ? 0
                    : err_set(err, ERR_USAGE, "a journal of less than 4M holds no request");
     }
+    if (strcmp(key, "state_dir") == 0) {
+        return take_path(c->state_dir, value, err);
+    }
+    if (strcmp(key, "state_budget") == 0) {
+        return config_size(value, &c->state_budget, err);
+    }
     if (strcmp(key, "keep") == 0) {
         return take_u32(&c->keep_s, value, SECONDS_MAX, err);
     }
@@ -480,6 +486,8 @@ static const struct {
     { "--threads", "threads" },
     { "--ram-budget", "ram_budget" },
     { "--vram-budget", "vram_budget" },
+    { "--state-dir", "state_dir" },
+    { "--state-budget", "state_budget" },
     { "--http", "http" },
     { "--source", "source" },
     { "--ctx", "ctx" },

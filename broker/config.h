@@ -71,11 +71,13 @@ struct config {
     char default_model[LIMIT_MODEL_NAME_BYTES];
     uint32_t ctx; /* 0: the model's own, up to what fits */
     char kv_k[CONFIG_WORD_BYTES], kv_v[CONFIG_WORD_BYTES];
-    uint32_t sequences;       /* generations in flight of one model */
-    uint64_t journal_bytes;   /* of one shard */
-    uint32_t keep_s;          /* an end that nobody acknowledged expires after this */
-    uint32_t min_residency_s; /* a model that was wanted stays at least so long */
-    uint32_t swap_wait_max_s; /* who waits longer gets the room of a model at work */
+    uint32_t sequences;                /* generations in flight of one model */
+    uint64_t journal_bytes;            /* of one shard */
+    char state_dir[CONFIG_PATH_BYTES]; /* where idle conversations are parked; empty: memory */
+    uint64_t state_budget;             /* bytes of them; 0: built in */
+    uint32_t keep_s;                   /* an end that nobody acknowledged expires after this */
+    uint32_t min_residency_s;          /* a model that was wanted stays at least so long */
+    uint32_t swap_wait_max_s;          /* who waits longer gets the room of a model at work */
     char http[CONFIG_WORD_BYTES];
     char http_keys[CONFIG_KEYS_MAX][CONFIG_KEY_HEX + 1]; /* hashes of the gateway's keys */
     uint32_t n_http_keys;

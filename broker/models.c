@@ -495,7 +495,7 @@ static void act_draining(struct broker *b, struct model *m)
         }
     }
     struct worker *w = workers_find(&b->workers, m->worker);
-    if (idle && m->bind == BIND_BOUND && w && w->state == WORKER_READY) {
+    if (idle && m->bind == BIND_BOUND && w && w->state == WORKER_READY && !parks_holds(b, m)) {
         Hearth__WorkerUnbind unbind = HEARTH__WORKER_UNBIND__INIT;
         unbind.model = m->number;
         if (post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_UNBIND, &unbind) == 0) {

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "broker/catalog.h"
+#include "broker/parks.h"
 #include "broker/swap.h"
 #include "broker/watch.h"
 #include "proto/err.h"
@@ -108,6 +109,7 @@ struct model {
 
     struct watch_model watch;
     struct swap_model swap;
+    struct parks_model parks;
 
     /* this turn's wishes */
     bool want_warm, want_resident;

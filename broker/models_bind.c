@@ -13,6 +13,7 @@ static void bind_failed(struct broker *b, struct model *m, const struct err *why
 {
     m->bind = BIND_NONE;
     m->worker = 0;
+    parks_unbound(b, m);
     m->next_bind_ms = b->now_ms + WORKERS_BACKOFF_MAX;
     m->error = *why;
     models_drop(b, &m->state_segment);
@@ -146,6 +147,7 @@ void models_on_bound(struct broker *b, uint32_t child, const Hearth__WorkerBound
     message_copy(m->info.arch, sizeof m->info.arch, bound->arch);
     message_copy(m->info.pooling, sizeof m->info.pooling, bound->pooling);
     m->bind = BIND_BOUND;
+    parks_bound(b, m, bound->has_park_key ? bound->park_key : 0);
     m->bind_deaths = 0;
     m->error = (struct err){ 0 };
     if (m->state == MODEL_WARM) {
@@ -163,6 +165,7 @@ void models_on_unbound(struct broker *b, uint32_t child, uint64_t number)
     }
     m->bind = BIND_NONE;
     m->worker = 0;
+    parks_unbound(b, m);
     broker_alarm(b, b->now_ms);
 }
 
@@ -177,6 +180,7 @@ void models_worker_died(struct broker *b, uint32_t child, bool by_fault)
             m->worker = 0; /* it was chosen, and told nothing yet */
             continue;
         }
+        parks_unbound(b, m);
         bool binding = m->bind != BIND_BOUND && m->bind != BIND_LEAVING;
         m->bind = BIND_NONE;
         m->worker = 0;

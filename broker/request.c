@@ -338,6 +338,9 @@ void request_return(struct broker *b, struct request *r, const char *why)
     atomic_store_explicit(&slot->owner, 0, memory_order_release);
     r->worker = 0;
     r->releasing = r->ending = r->told = false;
+    if (r->model) {
+        parks_touched(b, r->model);
+    }
     if (request_ended(r)) {
         return;
     }

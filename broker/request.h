@@ -82,6 +82,7 @@ struct request {
     bool held;              /* counted in its flow */
     bool billed;            /* its prompt is charged to its flow */
     uint64_t not_before_ms; /* the worker could not take it: not again at once */
+    uint64_t parked;        /* segment of a file that its prompt begins like; 0: none */
     uint64_t charged;       /* committed records already counted for fairness */
     uint64_t n_taken;       /* committed when it was taken */
     uint64_t born_ms, ended_ms;

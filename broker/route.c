@@ -28,6 +28,8 @@ static void say_take(struct broker *b, struct request *r, struct worker *w)
     take.slot = r->slot;
     take.generation = r->generation;
     take.model = r->model->number;
+    take.has_parked = r->parked != 0;
+    take.parked = r->parked;
     r->told = post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_TAKE, &take) == 0;
     if (!r->told) {
         broker_alarm(b, b->now_ms + 10);
@@ -178,6 +180,9 @@ static void act_model(struct broker *b, struct model *m, struct worker *w)
             return;
         }
         if (v.n_running < m->info.n_sequences) {
+            if (!parks_ready(b, v.next, w)) {
+                return;
+            }
             take(b, v.next, w);
             continue;
         }

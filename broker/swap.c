@@ -35,6 +35,17 @@ uint64_t swap_used(const struct broker *b)
     return used;
 }
 
+uint64_t swap_used_after(const struct broker *b)
+{
+    uint64_t used = 0;
+    for (uint32_t i = 0; i < b->models.n; i++) {
+        const struct model *m = b->models.list[i];
+        bool leaves = m->unload || m->state == MODEL_DRAINING;
+        used += m->segment && !leaves ? weights_bytes(m) + state_held(b, m) : 0;
+    }
+    return used;
+}
+
 static uint64_t left_of(const struct broker *b, uint64_t used)
 {
     return b->config.ram_budget > used ? b->config.ram_budget - used : 0;

@@ -41,6 +41,9 @@ struct swap_model {
 /* Bytes that models take or were promised. */
 uint64_t swap_used(const struct broker *b);
 
+/* The same without the models that are leaving. */
+uint64_t swap_used_after(const struct broker *b);
+
 /* Bytes of state that a model may take when it is bound. */
 uint64_t swap_state_bytes(const struct broker *b, const struct model *m);
 

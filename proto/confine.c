@@ -52,7 +52,7 @@ static const struct rule rules[] = {
     { SYS_readv, ON_ALL, -1, 0, 0 },
     { SYS_writev, ON_ALL, -1, 0, 0 },
     { SYS_pread64, ON_ALL, -1, 0, 0 },
-    { SYS_pwrite64, ON_LOADER, -1, 0, 0 },
+    { SYS_pwrite64, ON_LOADER | ON_WORKER, -1, 0, 0 },
     { SYS_io_uring_enter, ON_LOADER, -1, 0, 0 },
     { SYS_lseek, ON_ALL, -1, 0, 0 },
     { SYS_close, ON_ALL, -1, 0, 0 },

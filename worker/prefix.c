@@ -46,6 +46,12 @@ static struct hit find(const struct state *s, uint64_t shard, struct kvcache_tag
     return best;
 }
 
+uint32_t prefix_have(const struct state *s, uint64_t shard, struct kvcache_tag tag,
+                     const int32_t *tokens, uint32_t n_tokens)
+{
+    return find(s, shard, tag, tokens, n_tokens).n;
+}
+
 int prefix_begin(struct state *s, uint64_t shard, struct kvcache_tag tag, const int32_t *tokens,
                  uint32_t n_tokens, uint32_t *seq, uint32_t *n_cached, struct err *err)
 {

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/sysinfo.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "proto/log.h"
 #include "proto/shm.h"
@@ -87,6 +88,26 @@ static uint64_t fingerprint_of(const struct resident *r)
     return hash;
 }
 
+/* As above, but for the shape: a conversation fits whatever pool has room. A context's length counts only by what it does to
+ * the rotation. */
+static uint64_t park_key_of(const struct resident *r)
+{
+    uint64_t hash = park_engine();
+    if (strcmp(r->backend->name, "cpu") != 0) {
+        return 0;
+    }
+    hash = mix(hash, r->weights.header->digest);
+    hash = mix(hash, r->weights.header->data_bytes);
+    hash = mix(hash, r->model->kv.fingerprint);
+    hash = mix(hash, r->backend->exact);
+    for (uint32_t i = 0; i < r->model->n_ropes; i++) {
+        const struct model_rope *rope = &r->model->ropes[i];
+        hash = mix(hash, parked_sum(rope->freq, rope->n_pairs * sizeof *rope->freq));
+        hash = mix(hash, parked_sum(&rope->mag, sizeof rope->mag));
+    }
+    return hash ? hash : 1;
+}
+
 static struct model *bind_model(struct resident *r, uint32_t ctx_len, struct err *err)
 {
     const struct model_options options = {
@@ -137,6 +158,7 @@ int resident_bind(struct resident *r, struct err *err)
     r->fingerprint = fingerprint_of(r);
     snprintf(r->fingerprint_text, sizeof r->fingerprint_text, "%016" PRIx64, r->fingerprint);
     r->state_bytes = state_size(&r->model->kv, &r->shape);
+    r->park_key = park_key_of(r);
     r->phase = RESIDENT_NEEDING;
     return 1;
 }
@@ -227,6 +249,8 @@ void resident_close(struct resident *r)
     free(r->flags);
     sampler_work_destroy(&r->sampling);
     forward_destroy(&r->forward);
+    park_clear(&r->writing);
+    park_clear(&r->reading);
     state_clear(&r->state);
     shm_unmap(r->state_map, r->state_map_bytes);
     pieces_clear(&r->pieces);
@@ -280,6 +304,57 @@ void resident_release(struct resident *r, struct sequence *s)
         r->room_freed = true;
     }
     sequence_close(s);
+}
+
+/* ---- conversations that leave and come back ---- */
+
+int resident_park(struct resident *r, uint64_t segment, int fd, struct err *err)
+{
+    assert(r->phase == RESIDENT_READY && !r->writing.state);
+    int64_t seq = r->park_key ? park_next(&r->state) : -1;
+    if (seq < 0) {
+        close(fd);
+        return 0;
+    }
+    r->park_segment = segment;
+    return park_write_begin(&r->writing, &r->state, (uint32_t)seq, r->park_key, fd, err) < 0 ? -1
+                                                                                             : 1;
+}
+
+/* The next piece of the file that is being read; its request is seated when that has come to an end, well or not. */
+static void fetch_piece(struct resident *r)
+{
+    struct err err;
+    int got = park_read(&r->reading, &err);
+    if (got < 0) {
+        log_warn("a parked conversation is not believed: %s", err.text);
+    }
+    for (uint32_t i = 0; got && i < r->options.n_sequences; i++) {
+        r->sequences[i].fetching = false;
+    }
+}
+
+/* One file at a time: somebody's who waits for a seat. What is here already is not read. */
+static void fetch(struct resident *r, struct sequence **order, uint32_t n)
+{
+    struct err err;
+    for (uint32_t i = 0; i < n && !r->reading.state; i++) {
+        struct sequence *s = order[i];
+        if (s->parked_fd < 0 || s->kv != SEQUENCE_NO_KV) {
+            continue;
+        }
+        uint32_t have = prefix_have(&r->state, s->name.shard, s->tag, s->tokens, s->n_tokens);
+        int64_t will = park_read_begin(&r->reading, &r->state, s->name.shard, r->park_key,
+                                       s->tokens, s->n_tokens, have, s->parked_fd, &err);
+        s->parked_fd = -1;
+        s->fetching = will > 0;
+        if (will < 0) {
+            log_warn("a parked conversation is not used: %s", err.text);
+        }
+    }
+    if (r->reading.state) {
+        fetch_piece(r);
+    }
 }
 
 /* ---- a step ---- */
@@ -340,7 +415,8 @@ static void seat(struct resident *r, struct sequence **order, uint32_t n)
     }
     for (uint32_t i = 0; i < n; i++) {
         struct sequence *s = order[i];
-        if (s->kv != SEQUENCE_NO_KV || (s->parked && anybody && !r->room_freed)) {
+        if (s->kv != SEQUENCE_NO_KV || s->fetching || s->parked_fd >= 0 ||
+            (s->parked && anybody && !r->room_freed)) {
             continue;
         }
         uint32_t seq, n_cached;
@@ -473,6 +549,7 @@ static int generate(struct resident *r, struct err *err)
     struct sequence *order[LIMIT_WORKER_SEQUENCES];
     struct batch_item items[LIMIT_WORKER_SEQUENCES];
     uint32_t n = by_arrival(r, order), n_decode = 0;
+    fetch(r, order, n);
     seat(r, order, n);
     for (uint32_t i = 0; i < n; i++) {
         items[i] = (struct batch_item){ 0 };
@@ -630,7 +707,8 @@ static bool generates_now(const struct resident *r)
 
 bool resident_has_work(const struct resident *r)
 {
-    return r->phase == RESIDENT_READY && (r->n_evaluations > 0 || generates_now(r));
+    return r->phase == RESIDENT_READY &&
+           (r->n_evaluations > 0 || r->reading.state || generates_now(r));
 }
 
 int resident_step(struct resident *r, struct err *err)

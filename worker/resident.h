@@ -15,6 +15,7 @@
 #include "worker/evaluate.h"
 #include "worker/forward.h"
 #include "worker/model.h"
+#include "worker/park.h"
 #include "worker/sampler.h"
 #include "worker/sequence.h"
 #include "worker/state.h"
@@ -60,6 +61,10 @@ struct resident {
     void *state_map;
     size_t state_map_bytes;
     struct state state;
+    uint64_t
+        park_key; /* of this engine's files; 0: its pages are not where a file can be read to */
+    uint64_t park_segment; /* the broker's number of what is being written */
+    struct park writing, reading;
     struct forward *forward;
     uint32_t rows_max; /* of one step */
     struct sampler_work *sampling;
@@ -103,6 +108,9 @@ struct sequence *resident_find(struct resident *r, struct sequence_name name);
 
 /* The sequence is no longer this worker's: its state stays as long as there is room. */
 void resident_release(struct resident *r, struct sequence *s);
+
+/* The next idle conversation that no file holds yet begins to leave for fd (taken). 1 it does; 0 there is none; -1 failed. */
+int resident_park(struct resident *r, uint64_t segment, int fd, struct err *err);
 
 /* Queues an evaluation; the descriptor of its segment is borrowed. ids lie at its start (ids_bytes), the result goes behind.
  * Errors: ERR_BUSY, ERR_BAD_INPUT, ERR_NO_FIT. */

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "proto/bytes.h"
 
@@ -164,7 +165,7 @@ int sequence_open(struct sequence *s, const struct journal *journal, struct sequ
                   uint32_t epoch, const struct pieces *pieces, uint32_t n_vocab, uint32_t ctx_len,
                   struct err *err)
 {
-    *s = (struct sequence){ .name = name, .pieces = pieces, .kv = SEQUENCE_NO_KV };
+    *s = (struct sequence){ .name = name, .pieces = pieces, .kv = SEQUENCE_NO_KV, .parked_fd = -1 };
     assert(journal->writable);
     s->writer.epoch = epoch;
     if (journal_reader_init(&s->writer.at, journal, name.slot, name.generation, err) < 0) {
@@ -200,7 +201,10 @@ void sequence_close(struct sequence *s)
 {
     free(s->tokens);
     free(s->held);
-    *s = (struct sequence){ .kv = SEQUENCE_NO_KV };
+    if (s->open && s->parked_fd >= 0) {
+        close(s->parked_fd);
+    }
+    *s = (struct sequence){ .kv = SEQUENCE_NO_KV, .parked_fd = -1 };
 }
 
 /* ---- writing ---- */

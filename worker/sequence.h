@@ -49,6 +49,8 @@ struct sequence {
     uint32_t n_cached; /* prompt positions that were not computed again */
     int64_t kv;        /* its slot in the cache, or SEQUENCE_NO_KV while it waits for room */
     bool parked;       /* it had a place and gave it to an older one */
+    int parked_fd;     /* owned: a file that it begins like, not looked at yet; -1: none */
+    bool fetching;     /* that file is being read */
     uint64_t arrival;  /* order of taking: the younger one gives way */
 };
 

@@ -201,6 +201,7 @@ static int reconnect(struct serve *s, struct err *err)
             while (r->n_evaluations > 0) {
                 resident_evaluation_close(r, 0);
             }
+            park_clear(&r->writing); /* the file was the last broker's */
         } else {
             resident_close(r);
         }
@@ -302,6 +303,27 @@ static int step(struct serve *s, struct err *err)
     return 0;
 }
 
+/* A piece of whatever is being written to a file. Returns true when there is more. */
+static bool park_residents(struct serve *s)
+{
+    bool more = false;
+    for (uint32_t i = 0; i < SERVE_RESIDENTS_MAX; i++) {
+        struct resident *r = &s->resident[i];
+        if (r->phase != RESIDENT_READY || !r->writing.state) {
+            continue;
+        }
+        struct err err;
+        uint64_t shard = r->state.rows[r->writing.seq].shard;
+        int written = park_write(&r->writing, &err);
+        if (written != 0) {
+            serve_say_parked(s, r->options.model, r->park_segment, shard,
+                             written < 0 ? &err : NULL);
+        }
+        more |= written == 0;
+    }
+    return more;
+}
+
 static bool has_work(const struct serve *s)
 {
     for (uint32_t i = 0; i < SERVE_RESIDENTS_MAX; i++) {
@@ -351,6 +373,7 @@ int serve_turn(struct serve *s, int timeout_ms, struct err *err)
         return -1;
     }
     collect_all(s);
+    bool parking = park_residents(s);
     serve_outbox_flush(s);
     /* Sending may have swallowed the descriptor's edge: what has come since is looked for before sleeping. */
     uint64_t n_heard = s->n_heard;
@@ -358,10 +381,10 @@ int serve_turn(struct serve *s, int timeout_ms, struct err *err)
     drained = drained &&
               n_heard == s->n_heard; /* what has just come is acted on by a turn, not by sleeping */
     serve_outbox_flush(s);
-    int most = !drained || s->broker_new || has_work(s) || s->n_out > 0 ? 0
-               : reading                                                ? SERVE_READING_MS
-                                                                        : SERVE_IDLE_MS;
-    if (s->n_out > 0 && !has_work(s)) {
+    int most = !drained || s->broker_new || has_work(s) || parking || s->n_out > 0 ? 0
+               : reading ? SERVE_READING_MS
+                         : SERVE_IDLE_MS;
+    if (s->n_out > 0 && !has_work(s) && !parking) {
         most = SERVE_READING_MS; /* the line is full: not in a hurry */
     }
     return wait_for_events(s, timeout_ms >= 0 && timeout_ms < most ? timeout_ms : most, err) < 0

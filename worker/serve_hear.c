@@ -163,6 +163,11 @@ static void on_take(struct serve *s, const Hearth__WorkerTake *take)
         serve_say_released(s, name, &err);
         return;
     }
+    if (take->has_parked && take->parked && r->park_key &&
+        take_segment(s, take->parked, &seq->parked_fd, &err) < 0) {
+        log_warn("a parked conversation is not used: %s", err.text);
+        seq->parked_fd = -1;
+    }
     seq->spoke = true; /* a predecessor may have died before it woke the reader */
     log_debug("request in slot %u: taken, %u + %u tokens", name.slot, seq->n_prompt,
               sequence_generated(seq));
@@ -239,6 +244,26 @@ static void on_evaluate(struct serve *s, const Hearth__WorkerEvaluate *ask)
     }
 }
 
+static void on_park(struct serve *s, const Hearth__WorkerPark *ask)
+{
+    struct err err;
+    struct resident *r = serve_find_resident(s, ask->model);
+    int fd = -1;
+    if (r && r->phase == RESIDENT_READY && r->writing.state) {
+        return; /* asked twice: one answer comes */
+    }
+    if (!r || r->phase != RESIDENT_READY) {
+        serve_say_parked(s, ask->model, ask->segment, 0, NULL);
+        return;
+    }
+    int begun = take_segment(s, ask->segment, &fd, &err) < 0
+                    ? -1
+                    : resident_park(r, ask->segment, fd, &err);
+    if (begun <= 0) {
+        serve_say_parked(s, ask->model, ask->segment, 0, begun < 0 ? &err : NULL);
+    }
+}
+
 static void on_unbind(struct serve *s, const Hearth__WorkerUnbind *ask)
 {
     struct resident *r = serve_find_resident(s, ask->model);
@@ -288,6 +313,9 @@ static void on_message(struct serve *s, const Hearth__Envelope *e)
         break;
     case HEARTH__ENVELOPE__BODY_WORKER_RELEASE:
         on_release(s, e->worker_release);
+        break;
+    case HEARTH__ENVELOPE__BODY_WORKER_PARK:
+        on_park(s, e->worker_park);
         break;
     case HEARTH__ENVELOPE__BODY_WORKER_EVALUATE:
         on_evaluate(s, e->worker_evaluate);

@@ -60,6 +60,9 @@ void serve_say_released(struct serve *s, struct sequence_name name, const struct
 /* Packs and queues a message; it leaves in order, now or when the line takes it. */
 void serve_say(struct serve *s, Hearth__Envelope__BodyCase which, void *body);
 
+void serve_say_parked(struct serve *s, uint64_t model, uint64_t segment, uint64_t shard,
+                      const struct err *error);
+
 /* ---- serve_hear.c ---- */
 
 void serve_fail_resident(struct serve *s, struct resident *r, const struct err *why);

@@ -164,6 +164,8 @@ void serve_say_bound(struct serve *s, uint64_t model, const struct resident *r,
         bound.pooling = message_str(m->pooling >= 0 && m->pooling < 5 ? poolings[m->pooling]
                                                                       : "none");
         bound.piece_bytes_max = r->pieces.bytes_max;
+        bound.has_park_key = true;
+        bound.park_key = r->park_key;
     }
     serve_say(s, HEARTH__ENVELOPE__BODY_WORKER_BOUND, &bound);
 }
@@ -218,4 +220,20 @@ void serve_say_evaluated(struct serve *s, uint64_t work, const struct evaluate *
         done.perplexity = done.has_perplexity ? evaluate_perplexity(e) : 0;
     }
     serve_say(s, HEARTH__ENVELOPE__BODY_WORKER_EVALUATED, &done);
+}
+
+void serve_say_parked(struct serve *s, uint64_t model, uint64_t segment, uint64_t shard,
+                      const struct err *error)
+{
+    Hearth__WorkerParked parked = HEARTH__WORKER_PARKED__INIT;
+    parked.model = model;
+    parked.segment = segment;
+    parked.has_shard = shard != 0;
+    parked.shard = shard;
+    if (error) {
+        parked.has_code = parked.has_text = true;
+        parked.code = message_str(err_name(error->code));
+        parked.text = message_str(error->text);
+    }
+    serve_say(s, HEARTH__ENVELOPE__BODY_WORKER_PARKED, &parked);
 }

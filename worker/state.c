@@ -182,6 +182,7 @@ int state_begin(struct state *s, uint64_t shard, struct kvcache_tag tag, int64_t
     }
     /* The sequence is empty until its first step or copy, so the row is in time. */
     s->rows[*seq].shard = shard;
+    s->rows[*seq].parked = 0;
     s->busy[*seq] = true;
     touch(s, *seq);
     return 0;

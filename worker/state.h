@@ -23,7 +23,7 @@
 #include "worker/kvcache.h"
 
 #define STATE_MAGIC      0x3145544154534848ull
-#define STATE_VERSION    1
+#define STATE_VERSION    2
 #define STATE_SHARD_NONE 0 /* nobody's: an evaluation's; dropped when it is adopted */
 
 struct state_shape {
@@ -48,6 +48,8 @@ static_assert(offsetof(struct state_header, progress) == PROGRESS_OFF, "where th
 struct state_row {
     uint64_t shard;
     uint64_t used; /* clock when last used */
+    uint64_t
+        parked; /* that clock when it was last written to a file (park.h); not `used`: it has changed since */
 };
 
 struct state {

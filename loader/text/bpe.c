@@ -11,6 +11,7 @@
 #include "loader/text/heap.h"
 #include "loader/text/pretoken.h"
 #include "loader/text/unicode.h"
+#include "loader/text/windows.h"
 #include "proto/alphabet.h"
 
 #define KEY_MERGES "tokenizer.ggml.merges"
@@ -160,8 +161,8 @@ struct work {
     struct splitter splitter;
     uint8_t *word; /* bytes of the word at hand */
     size_t word_len, word_cap;
-    struct symbol *symbols;
-    size_t n, symbols_cap;
+    struct symbol *symbols; /* of bytes [.., joined_to) */
+    size_t n, symbols_cap, joined_to;
     struct heap pairs; /* key: rank, then left symbol; value: numbers of both */
 };
 
@@ -253,18 +254,32 @@ static int emit_bytes(const struct work *k, const uint8_t *text, size_t len, str
     return 0;
 }
 
-static int emit(const struct work *k, struct ids *out, struct err *err)
+static struct windows_symbol span_of(const struct work *k, const struct symbol *symbol)
 {
-    for (uint32_t i = 0; i != NONE; i = k->symbols[i].next) {
+    size_t end = symbol->next == NONE ? k->joined_to : k->symbols[symbol->next].start;
+    return (struct windows_symbol){ symbol->start, end };
+}
+
+static struct windows_symbol first(const void *work)
+{
+    const struct work *k = work;
+    return span_of(k, &k->symbols[0]);
+}
+
+static int emit(void *work, size_t before, struct windows_symbol *last, struct ids *out,
+                struct err *err)
+{
+    const struct work *k = work;
+    for (uint32_t i = 0; i != NONE && k->symbols[i].start < before; i = k->symbols[i].next) {
         const struct symbol *symbol = &k->symbols[i];
+        *last = span_of(k, symbol);
         if (symbol->number < k->v->n_tokens) {
             if (ids_push(out, (int32_t)symbol->number, err) < 0) {
                 return -1;
             }
             continue;
         }
-        size_t end = symbol->next == NONE ? k->word_len : k->symbols[symbol->next].start;
-        size_t len = end - symbol->start;
+        size_t len = last->end - last->start;
         const uint8_t *text = k->word + symbol->start;
         if (symbol->number != NONE) {
             text = texts_get(&k->v->texts, symbol->number, &len);
@@ -292,6 +307,28 @@ static int push_symbol(struct work *k, uint32_t number, size_t start, struct err
     return 0;
 }
 
+static int join(void *work, size_t from, size_t to, struct err *err)
+{
+    struct work *k = work;
+    k->n = 0;
+    for (k->joined_to = from; k->joined_to < to;) {
+        size_t len = 1, at = k->joined_to;
+        uint32_t number = k->b->symbol_of_byte[k->word[at]];
+        if (k->v->model == VOCAB_GEMMA4) {
+            uint32_t code;
+            len = utf8_decode(k->word + at, k->word_len - at, &code, NULL);
+            number = texts_find(&k->v->texts, k->word + at, len);
+        }
+        if (push_symbol(k, number, at, err) < 0) {
+            return -1;
+        }
+        k->joined_to += len;
+    }
+    return join_pairs(k, err);
+}
+
+static const struct windows_ops ops = { .join = join, .first = first, .emit = emit };
+
 /* The whole word as one token, or -1. */
 static int32_t find_word(const struct work *k)
 {
@@ -315,21 +352,7 @@ static int encode_word(struct work *k, struct ids *out, struct err *err)
     if (id >= 0) {
         return ids_push(out, id, err);
     }
-    k->n = 0;
-    for (size_t at = 0; at < k->word_len;) {
-        size_t len = 1;
-        uint32_t number = k->b->symbol_of_byte[k->word[at]];
-        if (k->v->model == VOCAB_GEMMA4) {
-            uint32_t code;
-            len = utf8_decode(k->word + at, k->word_len - at, &code, NULL);
-            number = texts_find(&k->v->texts, k->word + at, len);
-        }
-        if (push_symbol(k, number, at, err) < 0) {
-            return -1;
-        }
-        at += len;
-    }
-    return join_pairs(k, err) < 0 ? -1 : emit(k, out, err);
+    return windows_run(&ops, k, 0, k->word_len, out, err);
 }
 
 static int encode_words(struct work *k, struct ids *out, struct err *err)

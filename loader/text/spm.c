@@ -7,6 +7,7 @@
 #include "loader/text/algorithm.h"
 #include "loader/text/heap.h"
 #include "loader/text/unicode.h"
+#include "loader/text/windows.h"
 
 struct symbol {
     uint32_t start, len; /* bytes of the prepared text; len 0: joined to its left neighbour */
@@ -88,27 +89,8 @@ static int prepare(struct spm *m, const struct fragment *f, struct err *err)
 /* No join can reach from what ends before byte at to the symbol of len bytes there. */
 static bool is_border(const struct spm *m, size_t at, size_t len)
 {
-    return at == 0 || (len == 3 && memcmp(m->text + at, escaped, 3) == 0 &&
-                       !m->borders->crossed[m->text[at - 1]]);
-}
-
-/* One symbol for each character, its length by the lead byte alone: what follows is not checked. */
-static int cut(struct spm *m, struct err *err)
-{
-    for (size_t at = 0; at < m->len;) {
-        size_t len = unicode_lead_len(m->text[at]);
-        len = len < m->len - at ? len : m->len - at;
-        if (GROW(&m->symbols, &m->symbols_cap, m->n + 1, err) < 0) {
-            return -1;
-        }
-        uint32_t i = (uint32_t)m->n, prev = is_border(m, at, len) ? NONE : i - 1;
-        m->symbols[m->n++] = (struct symbol){ (uint32_t)at, (uint32_t)len, prev, NONE };
-        if (prev != NONE) {
-            m->symbols[prev].next = i;
-        }
-        at += len;
-    }
-    return 0;
+    return (len == 3 && memcmp(m->text + at, escaped, 3) == 0 &&
+            !m->borders->crossed[m->text[at - 1]]);
 }
 
 /* The float's bits in an order that is descending by value; -0 and 0 are equal. */
@@ -138,17 +120,14 @@ static int note_pair(struct spm *m, uint32_t left, struct err *err)
     return heap_push(&m->pairs, key, len, err);
 }
 
-/* Joins what stands between two borders, from its first symbol on; returns the next one's first through *first. */
-static int join_pairs(struct spm *m, uint32_t *first, struct err *err)
+static int join_pairs(struct spm *m, struct err *err)
 {
-    uint32_t i = *first;
-    do {
+    heap_reset(&m->pairs);
+    for (uint32_t i = 0; i < m->n; i++) {
         if (note_pair(m, i, err) < 0) {
             return -1;
         }
-        i++;
-    } while (i < m->n && m->symbols[i].prev != NONE);
-    *first = i;
+    }
     while (m->pairs.n) {
         struct heap_item pair = heap_pop(&m->pairs);
         struct symbol *left = &m->symbols[(uint32_t)pair.key];
@@ -173,26 +152,75 @@ static int join_pairs(struct spm *m, uint32_t *first, struct err *err)
     return 0;
 }
 
-static int emit(const struct spm *m, struct ids *out, struct err *err)
+/* Bytes of the character at byte at, by its lead alone: what follows is not checked. */
+static size_t character(const struct spm *m, size_t at)
 {
-    for (size_t i = 0; i < m->n; i++) {
-        const uint8_t *text = m->text + m->symbols[i].start;
-        if (m->symbols[i].len == 0) {
-            continue; /* joined to its left neighbour */
+    size_t len = unicode_lead_len(m->text[at]);
+    return len < m->len - at ? len : m->len - at;
+}
+
+static int join(void *work, size_t from, size_t to, struct err *err)
+{
+    struct spm *m = work;
+    m->n = 0;
+    for (size_t at = from, len; at < to; at += len) {
+        uint32_t i = (uint32_t)m->n, prev = i ? i - 1 : NONE;
+        len = character(m, at);
+        if (GROW(&m->symbols, &m->symbols_cap, m->n + 1, err) < 0) {
+            return -1;
         }
-        int32_t id = vocab_find(m->vocab, text, m->symbols[i].len);
+        m->symbols[m->n++] = (struct symbol){ (uint32_t)at, (uint32_t)len, prev, NONE };
+        if (prev != NONE) {
+            m->symbols[prev].next = i;
+        }
+    }
+    return join_pairs(m, err);
+}
+
+static struct windows_symbol first(const void *work)
+{
+    const struct symbol *s = ((const struct spm *)work)->symbols;
+    return (struct windows_symbol){ s->start, (size_t)s->start + s->len };
+}
+
+static int emit(void *work, size_t before, struct windows_symbol *last, struct ids *out,
+                struct err *err)
+{
+    const struct spm *m = work;
+    for (uint32_t i = 0; i != NONE && m->symbols[i].start < before; i = m->symbols[i].next) {
+        const uint8_t *text = m->text + m->symbols[i].start;
+        size_t len = m->symbols[i].len;
+        *last = (struct windows_symbol){ m->symbols[i].start, m->symbols[i].start + len };
+        int32_t id = vocab_find(m->vocab, text, len);
         if (id >= 0) {
             if (ids_push(out, id, err) < 0) {
                 return -1;
             }
             continue;
         }
-        for (uint32_t j = 0; j < m->symbols[i].len; j++) {
+        for (size_t j = 0; j < len; j++) {
             id = vocab_find_byte(m->vocab, text[j]);
             id = id >= 0 ? id : m->vocab->pieces.roles[ROLE_UNK];
             if (id >= 0 && ids_push(out, id, err) < 0) {
                 return -1;
             }
+        }
+    }
+    return 0;
+}
+
+static const struct windows_ops ops = { .join = join, .first = first, .emit = emit };
+
+/* Between two borders at a time. */
+static int encode_words(struct spm *m, struct ids *out, struct err *err)
+{
+    for (size_t from = 0, to; from < m->len; from = to) {
+        to = from;
+        do {
+            to += character(m, to);
+        } while (to < m->len && !is_border(m, to, character(m, to)));
+        if (windows_run(&ops, m, from, to, out, err) < 0) {
+            return -1;
         }
     }
     return 0;
@@ -204,13 +232,7 @@ static int spm_encode(const void *state, const struct vocab *v, const struct fra
     struct spm m = { .vocab = v, .borders = state };
     int result = prepare(&m, f, err);
     if (result == 0) {
-        result = cut(&m, err);
-    }
-    for (uint32_t first = 0; result == 0 && first < m.n;) {
-        result = join_pairs(&m, &first, err);
-    }
-    if (result == 0) {
-        result = emit(&m, out, err);
+        result = encode_words(&m, out, err);
     }
     free(m.text);
     free(m.symbols);

@@ -483,6 +483,79 @@ static void long_texts_take_linear_time(void **state)
     free(text);
 }
 
+/* A row of symbols is what joining gives when each two neighbours, encoded alone, stay two (loader/text/windows.h), whatever
+ * way they were found. */
+static void expect_neighbours_to_stay(const struct tokenizer *t, const char *text, size_t len)
+{
+    struct err err = { 0 };
+    struct ids ids = { 0 }, two = { 0 };
+    size_t at = 0, n[2];
+    assert_ok(tokenizer_encode(t, text, len, 0, &ids, &err), err);
+    for (size_t i = 0; i + 1 < ids.n; i++) {
+        (void)tokenizer_piece(t, ids.ids[i], false, &n[0]);
+        (void)tokenizer_piece(t, ids.ids[i + 1], false, &n[1]);
+        two.n = 0;
+        assert_ok(tokenizer_encode(t, text + at, n[0] + n[1], 0, &two, &err), err);
+        if (two.n != 2 || two.ids[0] != ids.ids[i] || two.ids[1] != ids.ids[i + 1]) {
+            fail_msg("token %zu at byte %zu", i, at);
+        }
+        at += n[0];
+    }
+    assert_int_equal(at + n[1], len);
+    ids_clear(&ids);
+    ids_clear(&two);
+}
+
+/* Goal: windows change nothing, neither where joins are local nor in a vocabulary made against them: LETTERS letters whose every
+ * pair is a token, in a text that has each pair once in a period, each better than the one before, so that what becomes of the
+ * first depends on the last. */
+static void long_words_are_joined_as_a_whole(void **state)
+{
+    (void)state;
+    enum { LETTERS = 71, PERIOD = LETTERS * LETTERS, PERIODS = 12 };
+    static struct small_token tokens[LETTERS + PERIOD];
+    static char texts[LETTERS + PERIOD][8];
+    static uint8_t order[PERIOD + 1];
+    static char text[PERIOD * PERIODS * 2 + 1], plain[150000];
+    size_t n = 0, len = 0;
+    for (size_t i = 0; i < LETTERS; i++) {
+        order[n++] = (uint8_t)i;
+        for (size_t j = i + 1; j < LETTERS; j++) {
+            order[n++] = (uint8_t)i;
+            order[n++] = (uint8_t)j;
+        }
+        snprintf(texts[i], sizeof texts[i], "%c%c", 0xd0, 0x80 + (int)i % 64);
+        texts[i][0] = (char)(0xd0 + i / 64);
+        tokens[i] = (struct small_token){ texts[i], -9e6f, TOKEN_NORMAL };
+    }
+    assert_int_equal(n, PERIOD);
+    for (size_t i = 0; i < PERIOD; i++) {
+        char *pair = texts[LETTERS + i];
+        snprintf(pair, sizeof texts[0], "%s%s", texts[order[i]], texts[order[(i + 1) % PERIOD]]);
+        tokens[LETTERS + i] = (struct small_token){ pair, (float)i - 9000, TOKEN_NORMAL };
+    }
+    for (size_t i = 0; i < PERIOD * PERIODS; i++) {
+        memcpy(text + len, texts[order[(i + 1) % PERIOD]], 2);
+        len += 2;
+    }
+    struct small_vocab v = spm;
+    v.tokens = tokens;
+    v.n_tokens = N(tokens);
+    v.bytes = false;
+    v.space_prefix = 0;
+    struct tokenizer *t = open_small(&v);
+    expect_neighbours_to_stay(t, text, len);
+    tokenizer_destroy(&t);
+    t = open_small(&bpe);
+    uint32_t random = 1;
+    for (size_t i = 0; i < sizeof plain; i++) {
+        random = random * 1664525 + 1013904223;
+        plain[i] = "hello"[random >> 16 & 3];
+    }
+    expect_neighbours_to_stay(t, plain, sizeof plain);
+    tokenizer_destroy(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -499,6 +572,7 @@ int main(void)
         cmocka_unit_test(other_models_cut_as_their_rules_say),
         cmocka_unit_test(broken_character_maps_do_no_harm),
         cmocka_unit_test(long_texts_take_linear_time),
+        cmocka_unit_test(long_words_are_joined_as_a_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -18,6 +18,9 @@ static const struct arch table[] = {
     { .name = "granite", .flags = ARCH_SCALES },
     { .name = "granitemoe", .flags = ARCH_SCALES },
     { .name = "qwen2", .rope = ARCH_ROPE_NEOX, .flags = ARCH_QKV_BIAS_REQUIRED },
+    { .name = "qwen2vl", /* its text: MROPE's axes agree there (sections cover all pairs) */
+      .rope = ARCH_ROPE_NEOX,
+      .flags = ARCH_QKV_BIAS_REQUIRED },
     { .name = "qwen2moe",
       .rope = ARCH_ROPE_NEOX,
       .moe = ARCH_MOE_PLAIN,

@@ -324,6 +324,35 @@ static void forward_gives_the_same_bits_through_a_window(void **state)
     check_model(&t, false, DTYPE_F16);
 }
 
+static float *logits_of(const struct tiny *t)
+{
+    const struct setting s = { false, DTYPE_F16, 2, NULL };
+    struct rig r;
+    rig_start(&r, t, &s);
+    float *logits = new_logits(&r);
+    run(&r, begin(&r, 1), 0, 0, N_IDS, 50, logits);
+    rig_stop(&r);
+    return logits;
+}
+
+/* The text of a model that also reads images is its text model's. */
+static void forward_gives_the_text_model_where_images_could_be(void **state)
+{
+    (void)state;
+    static const char *const pairs[][2] = { { "qwen2", "qwen2vl" } };
+    for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
+        struct tiny t = tiny_default;
+        t.biases = strncmp(pairs[i][0], "qwen2", 5) == 0;
+        t.arch = pairs[i][0];
+        float *text = logits_of(&t);
+        t.arch = pairs[i][1];
+        float *both = logits_of(&t);
+        assert_memory_equal(text, both, (size_t)N_IDS * t.vocab_size * sizeof *text);
+        free(text);
+        free(both);
+    }
+}
+
 static void forward_refuses_and_changes_nothing(void **state)
 {
     (void)state;
@@ -381,6 +410,7 @@ int main(void)
         cmocka_unit_test(forward_gives_the_same_bits_with_experts),
         cmocka_unit_test(forward_gives_the_same_bits_with_single_experts),
         cmocka_unit_test(forward_gives_the_same_bits_through_a_window),
+        cmocka_unit_test(forward_gives_the_text_model_where_images_could_be),
         cmocka_unit_test(forward_refuses_and_changes_nothing),
         cmocka_unit_test(forward_counts_its_progress),
     };

@@ -105,6 +105,15 @@ static void plan_experts(struct tiny_build *s, uint32_t i, const char *part, uin
     }
 }
 
+static void plan_bias(struct tiny_build *s, uint32_t i, const char *part, uint64_t n)
+{
+    char name[64];
+    snprintf(name, sizeof name, "blk.%u.%s.bias", i, part);
+    if (s->t->biases) {
+        plan_tensor(s, name, DTYPE_F32, n, 1, 1);
+    }
+}
+
 static void plan_layer(struct tiny_build *s, uint32_t i)
 {
     const struct tiny *t = s->t;
@@ -113,6 +122,9 @@ static void plan_layer(struct tiny_build *s, uint32_t i)
     plan_layer_tensor(s, i, "attn_q", t->dtype, t->dim, t->n_heads * d, 1);
     plan_layer_tensor(s, i, "attn_k", t->dtype, t->dim, t->n_kv_heads * d, 1);
     plan_layer_tensor(s, i, "attn_v", t->dtype, t->dim, t->n_kv_heads * d, 1);
+    plan_bias(s, i, "attn_q", t->n_heads * d);
+    plan_bias(s, i, "attn_k", t->n_kv_heads * d);
+    plan_bias(s, i, "attn_v", t->n_kv_heads * d);
     plan_layer_tensor(s, i, "attn_output", t->dtype, t->n_heads * d, t->dim, 1);
     plan_layer_tensor(s, i, "ffn_norm", DTYPE_F32, t->dim, 1, 1);
     if (e) {

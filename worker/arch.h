@@ -55,6 +55,7 @@ enum arch_moe {
 #define ARCH_LOCAL_ROPE        0x8000  /* window layers: rope.freq_base_swa, unscaled */
 #define ARCH_QK_NORM_PER_HEAD  0x10000 /* weights [d, H]: each head has its own */
 #define ARCH_ROPE_FULL_SCALED  0x20000 /* scaling only on full layers (olmo 3) */
+#define ARCH_IMROPE            0x40000 /* rope.dimension_sections: interleaved axes, the last one still */
 
 struct arch {
     const char *name; /* general.architecture */

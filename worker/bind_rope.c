@@ -173,7 +173,7 @@ int bind_ropes(struct bind *b, uint32_t k_dim, int ropes[2])
         return -1;
     }
     ropes[1] = ropes[0];
-    if ((a->flags & ARCH_INTERLEAVED_HEADS) && still_last_axis(b, ropes[0]) < 0) {
+    if ((a->flags & ARCH_IMROPE) && still_last_axis(b, ropes[0]) < 0) {
         return -1;
     }
     if (a->flags & ARCH_GEMMA4) {

@@ -339,7 +339,7 @@ static float *logits_of(const struct tiny *t)
 static void forward_gives_the_text_model_where_images_could_be(void **state)
 {
     (void)state;
-    static const char *const pairs[][2] = { { "qwen2", "qwen2vl" } };
+    static const char *const pairs[][2] = { { "qwen2", "qwen2vl" }, { "qwen3", "qwen3vl" } };
     for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
         struct tiny t = tiny_default;
         t.biases = strncmp(pairs[i][0], "qwen2", 5) == 0;

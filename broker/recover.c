@@ -198,6 +198,9 @@ static void recover_segments(struct broker *b)
             /* Workers wake by it and clients sleep on it until they come anew. Others go now: brokers that die young would
              * heap them up. */
             struct clients *c = &b->clients;
+            if (segment == b->records.reader) {
+                continue; /* this broker's, deposited before it asked for the list */
+            }
             if (!reader_is_named(b, segment)) {
                 drop_reader(b, segment);
                 continue;

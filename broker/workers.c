@@ -214,12 +214,17 @@ static void spawn(struct broker *b, struct worker *w)
 {
     uint32_t index = (uint32_t)(w - b->workers.list);
     struct channel_msg msg = { .op = CHANNEL_SPAWN, .role = HERITAGE_WORKER };
-    char number[16];
+    char number[24];
     add_arg(&msg, "--device");
     add_arg(&msg, w->device);
     if (b->config.threads) {
         snprintf(number, sizeof number, "%u", b->config.threads);
         add_arg(&msg, "--threads");
+        add_arg(&msg, number);
+    }
+    if (b->config.vram_budget) {
+        snprintf(number, sizeof number, "%" PRIu64, b->config.vram_budget);
+        add_arg(&msg, "--vram-budget");
         add_arg(&msg, number);
     }
     broker_random(w->token, sizeof w->token);

@@ -17,6 +17,7 @@
  * over quantised K/V (2e-2; f16, bf16: 2e-3 against the unrounded K and V, 1e-5 against the stored). */
 #pragma once
 
+#include <assert.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -331,6 +332,17 @@ struct backend_run {
     uint32_t height;
 };
 
+/* The wider of two in every field: work space serves all models that are bound. */
+static inline void backend_limits_widen(struct backend_limits *all, const struct backend_limits *l)
+{
+    uint32_t *to = &all->max_rows;
+    const uint32_t *from = &l->max_rows;
+    static_assert(sizeof *all % sizeof *to == 0, "fields of one type");
+    for (size_t i = 0; i < sizeof *all / sizeof *to; i++) {
+        to[i] = from[i] > to[i] ? from[i] : to[i];
+    }
+}
+
 struct backend;
 
 struct backend_ops {
@@ -385,6 +397,9 @@ struct backend_ops {
                   uint64_t *ticket, struct err *);
     int (*mirrored)(struct backend *, uint64_t ticket, bool wait, struct err *);
 
+    /* Bytes that used_bytes may reach now: the budget, or what the device still gives. */
+    uint64_t (*room)(struct backend *);
+
     /* A step's ops lie between step and finish, so that a device may take them as one launch; `key` names steps of one
      * shape, 0 those that will hardly come again. finish: waits until all that ops were asked for is done. */
     int (*step)(struct backend *, uint64_t key, struct err *);
@@ -400,6 +415,7 @@ struct backend {
     uint64_t
         used_bytes; /* of its memory: alloc, import (a CPU's weights stand in the mapping), reserve */
     uint64_t budget_bytes; /* of used_bytes; 0: what the device has. More is ERR_NO_MEMORY */
+    uint64_t margin_bytes; /* a plan leaves so much of the room free */
     bool dry;              /* plan.c: all that takes memory is only counted, nothing is moved */
 };
 

@@ -493,3 +493,33 @@ uint8_t *kvcache_state(const struct kvcache *kv, uint32_t seq, bool next)
     }
     return host_state(kv, seq, state_of(&kv->seqs[seq]) ^ (next ? 1u : 0u));
 }
+
+bool kvcache_is_here(const struct kvcache *kv, uint32_t seq)
+{
+    return kvcache_pos(kv, seq) == end_of(&kv->seqs[seq]);
+}
+
+bool kvcache_has_room_here(const struct kvcache *kv, uint32_t seq)
+{
+    const uint32_t *table = table_of(kv, seq);
+    for (uint32_t i = 0; kv->mirror && i < kv->header->pages_per_seq; i++) {
+        if (table[i] != KV_PAGE_NONE && !kv->backed[table[i]]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+uint8_t *kvcache_host_state(const struct kvcache *kv, uint32_t seq, bool next)
+{
+    return kv->layout->state_bytes
+               ? host_state(kv, seq, state_of(&kv->seqs[seq]) ^ (next ? 1u : 0u))
+               : NULL;
+}
+
+int kvcache_take(struct kvcache *kv, uint32_t seq, uint32_t n_tokens, struct err *err)
+{
+    struct kvcache_seq *s = &kv->seqs[seq];
+    kvcache_set_end(s, end_of(s) + n_tokens, kv->layout->state_bytes ? state_of(s) ^ 1 : 0);
+    return kv->mirror ? mirror_fetch(kv, seq, err) : 0;
+}

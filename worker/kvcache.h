@@ -136,3 +136,12 @@ int kvcache_copy_prefix(struct kvcache *kv, uint32_t dst, uint32_t src, uint32_t
 uint8_t *kvcache_pages(const struct kvcache *kv);
 const uint32_t *kvcache_table(const struct kvcache *kv, uint32_t seq);
 uint8_t *kvcache_state(const struct kvcache *kv, uint32_t seq, bool next);
+
+/* For files of idle sequences, which read and write this memory (park.h). is_here: it holds all that the sequence
+ * computed. has_room_here: every page of its table has a place in it. host_state: the state that belongs to what this
+ * memory holds, or the next. take: n_tokens positions and the next state were written into this memory; they count now, and
+ * a device gets them. Errors: the device's. */
+bool kvcache_is_here(const struct kvcache *kv, uint32_t seq);
+bool kvcache_has_room_here(const struct kvcache *kv, uint32_t seq);
+uint8_t *kvcache_host_state(const struct kvcache *kv, uint32_t seq, bool next);
+int kvcache_take(struct kvcache *kv, uint32_t seq, uint32_t n_tokens, struct err *err);

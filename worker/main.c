@@ -17,7 +17,8 @@
 
 struct arguments {
     const char *device;
-    uint32_t threads; /* 0: all cores that we may use */
+    uint32_t threads;     /* 0: all cores that we may use */
+    uint64_t vram_budget; /* bytes; 0: all of the device's memory */
 };
 
 static int read_arguments(int argc, char **argv, struct arguments *a, struct err *err)
@@ -25,6 +26,7 @@ static int read_arguments(int argc, char **argv, struct arguments *a, struct err
     static const struct option options[] = {
         { "device", required_argument, NULL, 'd' },
         { "threads", required_argument, NULL, 't' },
+        { "vram-budget", required_argument, NULL, 'v' },
         { NULL, 0, NULL, 0 },
     };
     *a = (struct arguments){ .device = "cpu" };
@@ -43,8 +45,16 @@ static int read_arguments(int argc, char **argv, struct arguments *a, struct err
             }
             a->threads = (uint32_t)n;
             break;
+        case 'v':
+            a->vram_budget = strtoull(optarg, &end, 10);
+            if (end == optarg || *end) {
+                return err_set(err, ERR_USAGE, "--vram-budget %s: a number of bytes is wanted",
+                               optarg);
+            }
+            break;
         default:
-            return err_set(err, ERR_USAGE, "hearth-worker [--device cpu] [--threads N]");
+            return err_set(err, ERR_USAGE,
+                           "hearth-worker [--device cpu] [--threads N] [--vram-budget BYTES]");
         }
     }
     return 0;
@@ -100,7 +110,8 @@ int main(int argc, char **argv)
         goto out;
     }
 
-    const struct backend_options backend_options = { .n_threads = options.threads };
+    const struct backend_options backend_options = { .n_threads = options.threads,
+                                                     .budget_bytes = arguments.vram_budget };
     backend = backend_open(arguments.device, &backend_options, &err);
     if (!backend) {
         goto out;

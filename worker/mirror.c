@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/bytes.h"
+
 #define ON_WAY_MAX 64 /* sends whose arrival has not been seen */
 
 /* A sequence on the device. Private: what survives is what the shared memory says. */
@@ -56,7 +58,12 @@ int64_t mirror_pos(const struct kvcache *kv, uint32_t seq)
 
 /* ---- creation ---- */
 
-/* Positions [first_pos, committed) of an adopted sequence; pages that several share travel once. */
+uint64_t mirror_states_bytes(const struct kv_layout *layout, uint32_t max_seqs)
+{
+    return align_up(2ull * max_seqs * layout->state_bytes, 4096);
+}
+
+/* Positions [first_pos, committed) of a sequence; pages that several share travel once (there: those that have, or NULL). */
 static int restore_seq(const struct kvcache *kv, struct mirror *m, uint32_t seq, uint8_t *there,
                        struct err *err)
 {
@@ -71,10 +78,12 @@ static int restore_seq(const struct kvcache *kv, struct mirror *m, uint32_t seq,
     for (int64_t pos = s->first_pos / KV_PAGE_TOKENS * KV_PAGE_TOKENS; pos < own->end;
          pos += KV_PAGE_TOKENS) {
         uint32_t page = table[pos / KV_PAGE_TOKENS];
-        if (there[page]) {
+        if (there && there[page]) {
             continue;
         }
-        there[page] = 1;
+        if (there) {
+            there[page] = 1;
+        }
         kv->backed[page] = true;
         if (ops->upload(m->backend, m->pages + page * page_bytes, kv->pages + page * page_bytes,
                         page_bytes, err) < 0) {
@@ -85,6 +94,11 @@ static int restore_seq(const struct kvcache *kv, struct mirror *m, uint32_t seq,
                ? 0
                : ops->upload(m->backend, state_at(kv, m->states, seq, own->state),
                              state_at(kv, kv->states, seq, own->state), state_bytes, err);
+}
+
+int mirror_fetch(struct kvcache *kv, uint32_t seq, struct err *err)
+{
+    return restore_seq(kv, kv->mirror, seq, NULL, err);
 }
 
 static int restore(const struct kvcache *kv, struct mirror *m, struct err *err)
@@ -132,7 +146,7 @@ struct mirror *mirror_create(const struct kvcache *kv, struct backend *backend, 
         goto fail;
     }
     if (h->state_bytes > 0) {
-        m->states = backend->ops->alloc(backend, 2ull * h->max_seqs * h->state_bytes, err);
+        m->states = backend->ops->alloc(backend, mirror_states_bytes(kv->layout, h->max_seqs), err);
     }
     if ((h->state_bytes > 0 && !m->states) ||
         backend->ops->lend(backend, kv->header, h->total_bytes, err) < 0 ||

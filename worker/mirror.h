@@ -13,6 +13,9 @@
 
 #define MIRROR_STATE_TOKENS 256
 
+/* Device memory for two states of so many sequences. */
+uint64_t mirror_states_bytes(const struct kv_layout *layout, uint32_t max_seqs);
+
 /* Memory on the device for all pages and states, and what the cache holds brought there. NULL: ERR_NO_MEMORY, the device's. */
 struct mirror *mirror_create(const struct kvcache *kv, struct backend *backend, struct err *err);
 
@@ -34,6 +37,9 @@ void mirror_share(struct kvcache *kv, uint32_t dst, uint32_t src, int64_t pos);
 
 /* Page `from` into page `to`, here and there. */
 int mirror_copy_page(struct kvcache *kv, uint32_t to, uint32_t from, struct err *err);
+
+/* What the mirror holds of seq becomes what the device holds of it. */
+int mirror_fetch(struct kvcache *kv, uint32_t seq, struct err *err);
 
 /* See kvcache_send. */
 int mirror_send(struct kvcache *kv, uint32_t seq, bool all, struct err *err);

@@ -79,7 +79,7 @@ int64_t park_next(const struct state *s)
     for (uint32_t seq = 0; seq < s->header->max_seqs; seq++) {
         if (s->busy[seq] || !state_in_use(s, seq) || s->rows[seq].shard == STATE_SHARD_NONE ||
             s->rows[seq].parked == s->rows[seq].used || s->kv.seqs[seq].first_pos != 0 ||
-            kvcache_pos(&s->kv, seq) < PARK_TOKENS_MIN) {
+            kvcache_pos(&s->kv, seq) < PARK_TOKENS_MIN || !kvcache_is_here(&s->kv, seq)) {
             continue;
         }
         if (next < 0 || s->rows[seq].used > s->rows[next].used) {
@@ -120,7 +120,7 @@ static int write_one(struct park *p, struct err *err)
     bool page = p->next < h->n_pages;
     uint64_t off = page ? parked_page_off(h, p->next) : parked_state_off(h);
     const uint8_t *from = page ? page_at(p->state, p->seq, p->next)
-                               : kvcache_state(&p->state->kv, p->seq, false);
+                               : kvcache_host_state(&p->state->kv, p->seq, false);
     size_t n = page ? h->page_bytes : h->state_bytes;
     p->file.sums[p->next++] = parked_sum(from, n);
     return n ? parked_pwrite(p->fd, from, n, off, err) : 0;
@@ -198,6 +198,9 @@ int64_t park_read_begin(struct park *p, struct state *s, uint64_t shard, uint64_
         while (result > 0 && kvcache_reserve(&s->kv, seq, n, err) < 0) {
             result = err->code == ERR_FULL && state_evict(s) ? (int64_t)n : -1;
         }
+        if (result > 0 && !kvcache_has_room_here(&s->kv, seq)) {
+            result = err_set(err, ERR_FULL, "its pages have no place in memory");
+        }
         if (result < 0) {
             park_clear(p);
             return -1;
@@ -217,7 +220,8 @@ static int read_one(struct park *p, struct err *err)
     bool page = p->next < p->n_pages;
     uint32_t at = page ? p->next : h->n_pages;
     uint64_t off = page ? parked_page_off(h, at) : parked_state_off(h);
-    uint8_t *to = page ? page_at(p->state, p->seq, at) : kvcache_state(&p->state->kv, p->seq, true);
+    uint8_t *to = page ? page_at(p->state, p->seq, at)
+                       : kvcache_host_state(&p->state->kv, p->seq, true);
     size_t n = page ? h->page_bytes : h->state_bytes;
     p->next++;
     if (n && parked_pread(p->fd, to, n, off, err) < 0) {
@@ -243,7 +247,10 @@ int park_read(struct park *p, struct err *err)
     struct state *s = p->state;
     bool whole = p->n_tokens == p->file.head.n_tokens;
     uint32_t seq = p->seq;
-    kvcache_commit(&s->kv, seq, p->n_tokens);
+    if (kvcache_take(&s->kv, seq, p->n_tokens, err) < 0) {
+        park_clear(p);
+        return -1;
+    }
     state_idle(s, seq);
     if (whole) {
         s->rows[seq].parked = s->rows[seq].used;

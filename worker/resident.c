@@ -78,6 +78,7 @@ static uint64_t fingerprint_of(const struct resident *r)
     }
     hash = mix(hash, (uint64_t)r->shape.max_seqs << 32 | r->shape.n_pages);
     hash = mix(hash, (uint64_t)r->shape.ctx_len << 32 | STATE_VERSION);
+    hash = mix(hash, r->shape.n_unmirrored);
     const char *isa = getenv("HEARTH_ISA");
     for (const char *c = HEARTH_VERSION; *c; c++) {
         hash = mix(hash, (uint64_t)*c);
@@ -119,6 +120,28 @@ static struct model *bind_model(struct resident *r, uint32_t ctx_len, struct err
     return model_bind(&r->weights, r->backend, &options, err);
 }
 
+/* A device with memory of its own is asked for all of it at once, before anything is taken. */
+static int fit_device(struct resident *r, struct err *err)
+{
+    const struct plan_question q = {
+        .ctx_len = r->options.ctx_len,
+        .k_type = r->options.k_type,
+        .v_type = r->options.v_type,
+        .n_sequences = r->options.n_sequences,
+        .state_bytes_max = state_bytes_max(r),
+        .wait = { .wait = no_wait, .arg = r },
+    };
+    struct plan plan;
+    if (plan_compute(&r->weights, r->backend, &q, &plan, err) < 0) {
+        return -1;
+    }
+    r->shape = plan.shape;
+    log_info("model %" PRIu64 ": %.2f of %.2f GiB on the device, %u positions", r->options.model,
+             (double)plan.total_bytes / (1u << 30), (double)plan.room_bytes / (1u << 30),
+             plan.shape.ctx_len);
+    return 0;
+}
+
 int resident_bind(struct resident *r, struct err *err)
 {
     assert(r->phase == RESIDENT_READING);
@@ -127,14 +150,16 @@ int resident_bind(struct resident *r, struct err *err)
         return 0;
     }
     r->data_wanted = false;
-    if (!r->model) {
-        r->model = bind_model(r, r->options.ctx_len, err);
+    bool device = r->backend->ops->mirror != NULL;
+    if (!r->model && (!device || fit_device(r, err) == 0)) {
+        r->model = bind_model(r, device ? r->shape.ctx_len : r->options.ctx_len, err);
     }
     if (!r->model) {
         return r->data_wanted && !complete ? 0 : -1;
     }
     uint32_t n = r->options.n_sequences;
-    if (state_fit(&r->model->kv, n, r->model->ctx_len, state_bytes_max(r), &r->shape, err) < 0) {
+    if (!device &&
+        state_fit(&r->model->kv, n, r->model->ctx_len, state_bytes_max(r), &r->shape, err) < 0) {
         return -1;
     }
     if (r->shape.ctx_len < r->model->ctx_len) {
@@ -171,11 +196,7 @@ bool resident_generates(const struct resident *r)
 static int make_room(struct resident *r, struct err *err)
 {
     uint32_t n = r->options.n_sequences;
-    r->rows_max = BATCH_ROWS_MAX + LIMIT_WORKER_SEQUENCES;
-    if (!r->model->causal) {
-        r->rows_max = r->shape.ctx_len < RESIDENT_ENCODER_ROWS ? r->shape.ctx_len
-                                                               : RESIDENT_ENCODER_ROWS;
-    }
+    r->rows_max = plan_rows_max(r->model, r->shape.ctx_len);
     r->tokens = calloc(r->rows_max, sizeof *r->tokens);
     r->seqs = calloc(r->rows_max, sizeof *r->seqs);
     r->positions = calloc(r->rows_max, sizeof *r->positions);

@@ -16,6 +16,7 @@
 #include "worker/forward.h"
 #include "worker/model.h"
 #include "worker/park.h"
+#include "worker/plan.h"
 #include "worker/sampler.h"
 #include "worker/sequence.h"
 #include "worker/state.h"
@@ -23,7 +24,6 @@
 #define RESIDENT_SEQUENCES    16   /* generations in flight when nobody says otherwise */
 #define RESIDENT_EVALUATIONS  64   /* waiting on one model */
 #define RESIDENT_TAG_BYTES    33   /* fingerprint as text, with its NUL */
-#define RESIDENT_ENCODER_ROWS 8192 /* the longest text of an encoder, taken in one step */
 
 enum resident_phase { RESIDENT_FREE, RESIDENT_READING, RESIDENT_NEEDING, RESIDENT_READY };
 

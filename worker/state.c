@@ -16,7 +16,8 @@ static uint64_t row_tokens(uint32_t ctx_len)
 static bool lay_out(const struct kv_layout *layout, const struct state_shape *shape,
                     struct state_header *h)
 {
-    uint64_t kv_bytes = kvcache_size(layout, shape->n_pages, shape->max_seqs, shape->ctx_len);
+    uint64_t kv_bytes = kvcache_mirror_size(layout, shape->n_pages - shape->n_unmirrored,
+                                            shape->max_seqs, shape->ctx_len);
     h->rows_off = align_up(sizeof *h, 64);
     h->tokens_off = align_up(h->rows_off + shape->max_seqs * sizeof(struct state_row), 64);
     uint64_t tokens_bytes = shape->max_seqs * row_tokens(shape->ctx_len) * sizeof(int32_t);
@@ -59,6 +60,22 @@ int state_fit(const struct kv_layout *layout, uint32_t n_sequences, uint32_t ctx
     }
 }
 
+int state_fit_mirror(const struct kv_layout *layout, uint64_t bytes_max, struct state_shape *shape,
+                     struct err *err)
+{
+    shape->n_unmirrored = shape->n_pages;
+    uint64_t fixed = state_size(layout, shape);
+    if (fixed > bytes_max) {
+        return err_set(err, ERR_NO_FIT,
+                       "the state's tables take %" PRIu64 " bytes of memory, %" PRIu64
+                       " are allowed",
+                       fixed, bytes_max);
+    }
+    uint64_t mirrored = (bytes_max - fixed) / layout->page_bytes;
+    shape->n_unmirrored = mirrored < shape->n_pages ? shape->n_pages - (uint32_t)mirrored : 0;
+    return 0;
+}
+
 static int attach(struct state *s, void *memory, const struct state_header *where, struct err *err)
 {
     s->base = memory;
@@ -76,6 +93,7 @@ static struct state_header header_of(const struct state_shape *shape, uint64_t f
         .max_seqs = shape->max_seqs,
         .ctx_len = shape->ctx_len,
         .n_pages = shape->n_pages,
+        .n_unmirrored = shape->n_unmirrored,
         .fingerprint = fingerprint,
     };
 }
@@ -98,8 +116,9 @@ int state_init(struct state *s, const struct kv_layout *layout, const struct sta
     *header = h;
     memset((uint8_t *)memory + h.rows_off, 0, h.tokens_off - h.rows_off);
     if (attach(s, memory, &h, err) < 0 ||
-        kvcache_init(&s->kv, layout, s->base + h.kv_off, bytes - h.kv_off, shape->n_pages,
-                     shape->max_seqs, shape->ctx_len, err) < 0) {
+        kvcache_init_mirror(&s->kv, layout, s->base + h.kv_off, bytes - h.kv_off, shape->n_pages,
+                            shape->n_pages - shape->n_unmirrored, shape->max_seqs, shape->ctx_len,
+                            err) < 0) {
         state_clear(s);
         return -1;
     }
@@ -117,7 +136,7 @@ int state_adopt(struct state *s, const struct kv_layout *layout, const struct st
     if (!lay_out(layout, shape, &h) || h.total_bytes > bytes || had->magic != STATE_MAGIC ||
         had->version != STATE_VERSION || had->fingerprint != fingerprint ||
         had->max_seqs != h.max_seqs || had->ctx_len != h.ctx_len || had->n_pages != h.n_pages ||
-        had->total_bytes != h.total_bytes) {
+        had->n_unmirrored != h.n_unmirrored || had->total_bytes != h.total_bytes) {
         return err_set(err, ERR_CHANGED, "state pages of another model, shape or build");
     }
     if (attach(s, memory, &h, err) < 0 ||

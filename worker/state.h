@@ -30,6 +30,7 @@ struct state_shape {
     uint32_t max_seqs; /* in flight and idle together */
     uint32_t ctx_len;
     uint32_t n_pages;
+    uint32_t n_unmirrored; /* pages that only a device has, the last ones (mirror.h) */
 };
 
 struct state_header {
@@ -40,7 +41,7 @@ struct state_header {
     uint64_t rows_off, tokens_off, kv_off, total_bytes;
     _Atomic uint64_t clock;    /* counts uses, for the least recently used */
     _Atomic uint32_t progress; /* counted up before every layer; the broker may look at it */
-    uint32_t reserved;
+    uint32_t n_unmirrored;
 };
 
 static_assert(offsetof(struct state_header, progress) == PROGRESS_OFF, "where the broker looks");
@@ -68,6 +69,10 @@ uint64_t state_size(const struct kv_layout *layout, const struct state_shape *sh
  * context, down to one page. Errors: ERR_NO_FIT with the figures. */
 int state_fit(const struct kv_layout *layout, uint32_t n_sequences, uint32_t ctx_len,
               uint64_t bytes_max, struct state_shape *shape, struct err *err);
+
+/* For a device whose pages are settled: as many of them mirrored as bytes_max holds. Errors: ERR_NO_FIT. */
+int state_fit_mirror(const struct kv_layout *layout, uint64_t bytes_max, struct state_shape *shape,
+                     struct err *err);
 
 /* An empty state in memory of at least state_size bytes. The memory is borrowed until state_clear. */
 int state_init(struct state *s, const struct kv_layout *layout, const struct state_shape *shape,

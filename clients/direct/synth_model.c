@@ -505,8 +505,9 @@ static int fill_all(const struct synth *s, struct publish *p, int fd, struct err
     return rc;
 }
 
-int synth_load(const char *arch, const char *preset, const char *type, enum weights_layout layout,
-               struct weights *out, struct err *err)
+/* fill: with its data; else the data section has its size and no bytes. */
+static int load(const char *arch, const char *preset, const char *type, enum weights_layout layout,
+                bool fill, struct weights *out, struct err *err)
 {
     *out = (struct weights){ 0 };
     struct gguf g = { 0 };
@@ -522,7 +523,7 @@ int synth_load(const char *arch, const char *preset, const char *type, enum weig
     head_init_bytes(&head, (uint8_t *)s->head, s->head_bytes);
     head.file_size = s->head_bytes + s->data_bytes;
     int meminfo = room_open();
-    int fits = room_check(meminfo, s->data_bytes, ROOM_NO_BUDGET, err);
+    int fits = fill ? room_check(meminfo, s->data_bytes, ROOM_NO_BUDGET, err) : 0;
     if (meminfo >= 0) {
         close(meminfo);
     }
@@ -536,7 +537,7 @@ int synth_load(const char *arch, const char *preset, const char *type, enum weig
         goto end;
     }
     if (publish_begin(&publish, fd, b, g.data_off, g.data_bytes, g.digest, g.version, err) < 0 ||
-        fill_all(s, &publish, fd, err) < 0) {
+        (fill && fill_all(s, &publish, fd, err) < 0)) {
         goto end;
     }
     rc = weights_map(out, fd, err);
@@ -549,4 +550,16 @@ end:
     }
     synth_destroy(&s);
     return rc;
+}
+
+int synth_load(const char *arch, const char *preset, const char *type, enum weights_layout layout,
+               struct weights *out, struct err *err)
+{
+    return load(arch, preset, type, layout, true, out, err);
+}
+
+int synth_open_manifest(const char *arch, const char *preset, const char *type, struct weights *out,
+                        struct err *err)
+{
+    return load(arch, preset, type, WEIGHTS_LAYOUT_FILE, false, out, err);
 }

@@ -28,6 +28,7 @@ static const struct {
     { "template", "render a chat template" },
     { "parse", "split an answer into content, reasoning and tool calls" },
     { "inspect", "look into a GGUF file" },
+    { "plan", "what a model takes before it is loaded" },
     { "eval", "logits and embeddings of given tokens" },
     { "bench", "measure speed" },
     { "chaos", "kill its processes and see that nothing is lost" },

@@ -113,7 +113,7 @@ def tokenize_and_back(house):
 
 def every_program_tells_about_itself(house):
     for verb in ("serve status models load unload ps ask complete chat cancel attach tokenize detokenize template "
-                 "inspect eval bench synth").split():
+                 "inspect eval bench synth plan").split():
         assert house.hearth(verb, "--help").stdout.startswith(b"usage: hearth " + verb.encode()), verb
         assert house.hearth(verb, "--version").stdout.startswith(b"hearth "), verb
         if verb != "serve":  # whose options are the broker's: 10_start has them

@@ -14,28 +14,38 @@
 
 #define LINE 64 /* what vectors like best */
 
-/* Zeroes that nothing has touched yet: large ones come page by page when they are used, and a model is bound in no time.
- * The address that free() wants stands right before what is handed out. */
+/* What free() and the count want stands right before what is handed out. */
+struct block {
+    uint8_t *raw;
+    size_t size;
+};
+
+/* Zeroes that nothing has touched yet: large ones come page by page when they are used, and a model is bound in no time. */
 static void *cpu_alloc(struct backend *b, size_t size_bytes, struct err *err)
 {
-    (void)b;
+    if (b->dry) {
+        b->used_bytes += size_bytes;
+        return (void *)(uintptr_t)LINE; /* counted, never touched */
+    }
     uint8_t *raw = size_bytes < SIZE_MAX - 2 * LINE ? calloc(1, size_bytes + 2 * LINE) : NULL;
     if (!raw) {
         err_set(err, ERR_NO_MEMORY, "%zu bytes for the engine", size_bytes);
         return NULL;
     }
     uint8_t *memory = raw + LINE + (LINE - (uintptr_t)raw % LINE) % LINE;
-    memcpy(memory - sizeof raw, &raw, sizeof raw);
+    const struct block block = { raw, size_bytes };
+    memcpy(memory - sizeof block, &block, sizeof block);
+    b->used_bytes += size_bytes;
     return memory;
 }
 
 static void cpu_free(struct backend *b, void *memory)
 {
-    (void)b;
-    if (memory) {
-        uint8_t *raw;
-        memcpy(&raw, (uint8_t *)memory - sizeof raw, sizeof raw);
-        free(raw);
+    if (memory && !b->dry) {
+        struct block block;
+        memcpy(&block, (uint8_t *)memory - sizeof block, sizeof block);
+        b->used_bytes -= block.size;
+        free(block.raw);
     }
 }
 
@@ -50,9 +60,10 @@ static void cpu_close(struct backend *b)
 static int cpu_upload(struct backend *b, void *device, const void *host, size_t size_bytes,
                       struct err *err)
 {
-    (void)b;
     (void)err;
-    memcpy(device, host, size_bytes);
+    if (!b->dry) {
+        memcpy(device, host, size_bytes);
+    }
     return 0;
 }
 
@@ -126,22 +137,31 @@ static int check_kv_exact(struct backend *b, enum dtype k_type, enum dtype v_typ
     return 0;
 }
 
+/* For all models that are bound: it never shrinks, as some of them go on. */
 static int cpu_reserve(struct backend *b, const struct backend_limits *limits, struct err *err)
 {
     struct cpu_backend *c = cpu_of(b);
-    size_t want = cpu_exact_scratch(limits, c->n_threads);
-    size_t product = cpu_matmul_scratch(limits, c->n_threads);
-    size_t attention = cpu_attention_scratch(limits, c->n_threads);
+    struct backend_limits all = c->limits;
+    backend_limits_widen(&all, limits);
+    size_t want = cpu_exact_scratch(&all, c->n_threads);
+    size_t product = cpu_matmul_scratch(&all, c->n_threads);
+    size_t attention = cpu_attention_scratch(&all, c->n_threads);
     want = product > want ? product : want;
     want = attention > want ? attention : want;
-    uint8_t *scratch = cpu_alloc(b, want, err);
-    if (!scratch) {
-        return -1;
+    if (b->dry) {
+        b->used_bytes += want > c->scratch_bytes ? want - c->scratch_bytes : 0;
+        return 0;
     }
-    cpu_free(b, c->scratch);
-    c->scratch = scratch;
-    c->scratch_bytes = want;
-    c->limits = *limits;
+    if (want > c->scratch_bytes) {
+        uint8_t *scratch = cpu_alloc(b, want, err);
+        if (!scratch) {
+            return -1;
+        }
+        cpu_free(b, c->scratch);
+        c->scratch = scratch;
+        c->scratch_bytes = want;
+    }
+    c->limits = all;
     return 0;
 }
 

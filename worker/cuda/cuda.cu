@@ -6,27 +6,22 @@
 
 /* ---- work space ---- */
 
-#define WIDER(field) all->field = l->field > all->field ? l->field : all->field
+#define MARGIN_BYTES ((uint64_t)192 << 20) /* graphs, the runtime's own; to be measured */
 
-/* What all models that are bound ask for; it never shrinks, as some of them go on. */
-static void widen(struct backend_limits *all, const struct backend_limits *l)
+static uint64_t cuda_room(struct backend *b)
 {
-    WIDER(max_rows);
-    WIDER(max_rows_wide);
-    WIDER(max_k);
-    WIDER(max_m);
-    WIDER(max_heads);
-    WIDER(max_k_dim);
-    WIDER(max_v_dim);
-    WIDER(max_experts);
-    WIDER(ctx_len);
+    size_t free_bytes = 0, total = 0;
+    (void)cudaMemGetInfo(&free_bytes, &total);
+    uint64_t room = b->used_bytes + free_bytes;
+    return b->budget_bytes && b->budget_bytes < room ? b->budget_bytes : room;
 }
 
+/* What all models that are bound ask for; it never shrinks, as some of them go on. */
 static int cuda_reserve(struct backend *b, const struct backend_limits *limits, struct err *err)
 {
     struct cuda_backend *c = cuda_of(b);
     struct backend_limits before = c->limits;
-    widen(&c->limits, limits);
+    backend_limits_widen(&c->limits, limits);
     size_t codes = (size_t)c->limits.max_rows * c->limits.max_k; /* experts' rows come in pieces */
     size_t columns_have = c->max_codes / 32 * sizeof *c->columns, codes_have = c->max_codes;
     int rc = cuda_grow(c, (void **)&c->codes, &codes_have, codes, err) < 0 ||
@@ -97,6 +92,7 @@ static struct backend_ops make_ops(void)
     ops.unlend = cuda_unlend;
     ops.mirror = cuda_mirror_send;
     ops.mirrored = cuda_mirrored;
+    ops.room = cuda_room;
     ops.step = cuda_step_begin;
     ops.finish = cuda_step_end;
     ops.close = cuda_close;
@@ -154,6 +150,7 @@ struct backend *cuda_open(const char *name, const struct backend_options *option
     c->base.name = "cuda";
     c->device = device;
     c->base.budget_bytes = options->budget_bytes;
+    c->base.margin_bytes = MARGIN_BYTES;
     if (cuda_check(cudaSetDevice(device), name, err) < 0 ||
         cuda_check(cudaStreamCreate(&c->stream), name, err) < 0 ||
         cuda_stage_create(c, err) < 0 || cuda_step_create(c, err) < 0 ||

@@ -1,0 +1,186 @@
+/* hearth plan: what a model takes on a device, before a byte of it is loaded. Only the file's head is read; the sizes are
+ * the engine's own (worker/plan.h), on a backend that counts instead of allocating. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/sysinfo.h>
+
+#include "clients/direct/synth_model.h"
+#include "clients/options.h"
+#include "loader/load.h"
+#include "worker/plan.h"
+
+#define SEQUENCES 16 /* in flight, as a worker takes when nobody says otherwise */
+#define GIB       ((double)(1u << 30))
+
+static const struct program program = {
+    .verb = "plan",
+    .synopsis = "[OPTIONS] MODEL.gguf|synth:ARCH:PRESET:TYPE",
+    .purpose = "say what a model takes before it is loaded",
+    .text =
+        "Prints what weights, keys and values, recurrent states and work space take on the "
+        "device, beside what there is: the bytes that loading it allocates. A context that does "
+        "not fit is shortened, and the table says so. Exit 5: it does not fit at all.",
+};
+
+static uint64_t quarter_of_memory(void)
+{
+    struct sysinfo info;
+    return sysinfo(&info) == 0 ? (uint64_t)info.totalram * info.mem_unit / 4 : 1ull << 30;
+}
+
+static int open_model(const char *name, struct weights *w, struct err *err)
+{
+    char text[128], *save = NULL;
+    if (strncmp(name, "synth:", 6) != 0) {
+        return loader_open_manifest(name, w, err);
+    }
+    if (strlen(name) >= sizeof text) {
+        return err_set(err, ERR_USAGE, "%.40s...: synth:ARCH:PRESET:TYPE", name);
+    }
+    strcpy(text, name + 6);
+    const char *arch = strtok_r(text, ":", &save), *preset = strtok_r(NULL, ":", &save);
+    const char *type = strtok_r(NULL, ":", &save);
+    if (!arch || !preset || !type) {
+        return err_set(err, ERR_USAGE, "%s: synth:ARCH:PRESET:TYPE", name);
+    }
+    return synth_open_manifest(arch, preset, type, w, err);
+}
+
+/* "q8_0", or keys and values apart: "q8_0,q4_0". */
+static int read_kv(const char *text, struct plan_question *q)
+{
+    char name[32];
+    if (strlen(text) >= sizeof name) {
+        return -1;
+    }
+    strcpy(name, text);
+    char *comma = strchr(name, ',');
+    if (comma) {
+        *comma = 0;
+    }
+    int k = dtype_of_name(name), v = comma ? dtype_of_name(comma + 1) : k;
+    if (k < 0 || v < 0) {
+        return -1;
+    }
+    q->k_type = (enum dtype)k;
+    q->v_type = (enum dtype)v;
+    return 0;
+}
+
+static void print_text(const char *device, const struct plan *p, uint32_t wanted)
+{
+    for (int i = 0; i < PLAN_N_PARTS; i++) {
+        if (p->bytes[i] > 0) {
+            printf("%-18s %9.3f GiB\n", plan_part_names[i], (double)p->bytes[i] / GIB);
+        }
+    }
+    printf("%-18s %9.3f GiB", "total", (double)p->total_bytes / GIB);
+    if (p->room_bytes != UINT64_MAX) {
+        printf(" of %.3f on %s", (double)p->room_bytes / GIB, device);
+    }
+    printf("\n%-18s %9u positions for %u sequences at once, %u kept beside\n", "context",
+           p->shape.ctx_len, p->shape.max_seqs / 2, p->shape.max_seqs / 2);
+    printf("%-18s %9u of %u positions: all sequences together hold %" PRIu64 "\n", "pages",
+           p->shape.n_pages, KV_PAGE_TOKENS, (uint64_t)p->shape.n_pages * KV_PAGE_TOKENS);
+    printf("%-18s %9.3f GiB of memory", "state segment", (double)p->host_bytes / GIB);
+    if (p->shape.n_unmirrored) {
+        printf(", %u pages are not mirrored in it", p->shape.n_unmirrored);
+    }
+    printf("\n");
+    if (p->shape.ctx_len < wanted) {
+        fprintf(stderr, "hearth plan: a context of %u does not fit: %u; hint: --kv q8_0, --ctx\n",
+                wanted, p->shape.ctx_len);
+    }
+}
+
+static void print_json(const char *device, const struct plan *p, bool fits, uint32_t wanted)
+{
+    static const char *const keys[PLAN_N_PARTS] = {
+        [PLAN_BEFORE] = "in_use",       [PLAN_WEIGHTS] = "weights",      [PLAN_KV] = "kv",
+        [PLAN_RECURRENT] = "recurrent", [PLAN_WORKSPACE] = "work_space", [PLAN_MARGIN] = "margin",
+    };
+    printf("{\"fits\":%s,\"device\":\"%s\",\"bytes\":{", fits ? "true" : "false", device);
+    for (int i = 0; i < PLAN_N_PARTS; i++) {
+        printf("%s\"%s\":%" PRIu64, i ? "," : "", keys[i], p->bytes[i]);
+    }
+    printf("},\"total_bytes\":%" PRIu64, p->total_bytes);
+    if (p->room_bytes != UINT64_MAX) {
+        printf(",\"room_bytes\":%" PRIu64, p->room_bytes);
+    }
+    printf(",\"state_bytes\":%" PRIu64 ",\"ctx\":%u,\"ctx_wanted\":%u,\"sequences\":%u,"
+           "\"pages\":%u,\"pages_unmirrored\":%u}\n",
+           p->host_bytes, p->shape.ctx_len, wanted, p->shape.max_seqs / 2, p->shape.n_pages,
+           p->shape.n_unmirrored);
+}
+
+static int run(const char *name, const char *device, const struct backend_options *options,
+               struct plan_question *q, bool json, struct err *err)
+{
+    struct weights w = { 0 };
+    struct plan plan;
+    if (open_model(name, &w, err) < 0) {
+        return -1;
+    }
+    int rc = -1;
+    struct backend *b = backend_open(device, options, err);
+    if (b) {
+        rc = plan_compute(&w, b, q, &plan, err);
+        uint32_t wanted = q->ctx_len ? q->ctx_len : plan.train_ctx_len;
+        bool known = rc == 0 || (err->code == ERR_NO_FIT && plan.total_bytes > 0);
+        if (known && json) {
+            print_json(device, &plan, rc == 0, wanted);
+        } else if (rc == 0) {
+            print_text(device, &plan, wanted);
+        }
+    }
+    backend_close(&b);
+    weights_unmap(&w);
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
+    const char *device = "auto", *kv = NULL;
+    int64_t ctx = 0, seqs = SEQUENCES, threads = 0;
+    bool json = false;
+    struct backend_options options = { 0 };
+    struct plan_question q = { .k_type = DTYPE_F16,
+                               .v_type = DTYPE_F16,
+                               .state_bytes_max = quarter_of_memory() };
+    const struct option table[] = {
+        { "device", 0, OPTION_STRING, &device, "D", "auto, cpu, cuda:N; default: auto", NULL },
+        { "ctx", 0, OPTION_INT, &ctx, "N", "positions of a sequence; default: the file's", NULL },
+        { "seqs", 0, OPTION_INT, &seqs, "N", "sequences at once; default: 16", NULL },
+        { "kv", 0, OPTION_STRING, &kv, "TYPE", "f16, bf16, q8_0, q4_0, f32; K,V apart by a comma",
+          NULL },
+        { "vram-budget", 0, OPTION_SIZE, &options.budget_bytes, "SIZE",
+          "device memory to use; default: what is free", NULL },
+        { "state-budget", 0, OPTION_SIZE, &q.state_bytes_max, "SIZE",
+          "memory for the state segment; default: a quarter of the machine's", NULL },
+        { "threads", 0, OPTION_INT, &threads, "N", "of the CPU; default: all cores", NULL },
+        { "json", 0, OPTION_FLAG, &json, NULL, "one object", NULL },
+        { 0 },
+    };
+    int n = options_parse(&program, table, argc, argv);
+    if (n != 1) {
+        options_fail(&program, "one MODEL, not %d; see --help", n);
+    }
+    if (ctx < 0 || ctx > UINT32_MAX / 2 || seqs < 1 || seqs > 1024 || threads < 0 ||
+        threads > 1024) {
+        options_fail(&program, "--ctx, --seqs or --threads is out of range");
+    }
+    if (kv && read_kv(kv, &q) < 0) {
+        options_fail(&program, "--kv %s: f32, f16, bf16, q8_0 or q4_0", kv);
+    }
+    options.n_threads = (uint32_t)threads;
+    q.ctx_len = (uint32_t)ctx;
+    q.n_sequences = (uint32_t)seqs;
+    device = strcmp(device, "auto") == 0 ? backend_best() : device;
+    struct err err = { 0 };
+    if (run(argv[0], device, &options, &q, json, &err) < 0) {
+        fprintf(stderr, "hearth plan: %s\n", err.text);
+        return err_exit_code(err.code);
+    }
+    return 0;
+}

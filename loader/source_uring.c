@@ -229,7 +229,7 @@ static int submit_all(struct source *s, struct err *err)
     size_t wanted = r->next + AHEAD_BYTES / CHUNK_BYTES;
     r->n_wanted = wanted < s->n_chunks ? wanted : s->n_chunks;
     pthread_cond_broadcast(&r->news);
-    while (r->n_flights == 0 && r->n_touched <= r->next && !r->failed) {
+    while (r->n_flights == 0 && r->next < s->n_chunks && r->n_touched <= r->next && !r->failed) {
         pthread_cond_wait(&r->news, &r->lock);
     }
     size_t ready = r->n_touched;
@@ -303,6 +303,11 @@ static int ring_wait(struct source *s, struct err *err)
             return -1;
         }
     }
+    /* The disk goes on while the caller works on what has come. */
+    if (submit_all(s, err) < 0) {
+        return -1;
+    }
+    io_uring_submit(&r->uring);
     return 0;
 }
 

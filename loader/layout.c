@@ -15,6 +15,8 @@
 /* One tensor to lay: n_matrices of n_rows rows; rows past a matrix's last whole group stay. */
 struct task {
     uint64_t seg_off; /* of its data */
+    uint64_t size_bytes;
+    uint64_t ready; /* bytes read, of all, when its last is there */
     uint64_t row_bytes;
     uint64_t n_rows;
     uint64_t n_matrices; /* experts of a stack are laid each by itself */
@@ -34,7 +36,7 @@ struct run {
 
 struct layout {
     uint8_t *base;
-    struct task *tasks; /* by seg_off */
+    struct task *tasks; /* in the order of reading */
     size_t n_tasks;
     size_t next;            /* first task that is not done */
     uint64_t matrix, row;   /* within it: the next group */
@@ -64,7 +66,9 @@ enum weights_layout layout_of(const struct gguf_tensor *t, enum weights_layout w
 static int by_place(const void *a, const void *b)
 {
     const struct task *x = a, *y = b;
-    return x->seg_off < y->seg_off ? -1 : x->seg_off > y->seg_off;
+    return x->ready != y->ready      ? x->ready < y->ready ? -1 : 1
+           : x->seg_off < y->seg_off ? -1
+                                     : x->seg_off > y->seg_off;
 }
 
 /* Lays groups of the run until none is left. */
@@ -178,6 +182,8 @@ struct layout *layout_create(const struct weights *w, uint8_t *base, struct err 
         }
         const struct dtype_info *info = dtype_get(t->dtype);
         struct task task = { .seg_off = (uint64_t)(t->data - w->base),
+                             .size_bytes = t->size_bytes,
+                             .ready = t->data_end,
                              .row_bytes = t->ne[0] / info->block_values * info->block_bytes,
                              .n_rows = t->ne[1],
                              .n_matrices = t->ne[2] * t->ne[3],
@@ -225,18 +231,27 @@ void layout_destroy(struct layout **l)
     }
 }
 
-uint64_t layout_advance(struct layout *l, uint64_t read_upto)
+/* Bytes of all that must have been read for the first `upto` bytes of a tensor to be there. It is read in one go, but for a
+ * page at either end that came earlier with a neighbour: a page more than needed makes up for the one at its end. */
+static uint64_t need(const struct task *t, uint64_t upto)
+{
+    uint64_t wanted = t->ready - t->size_bytes + WEIGHTS_PAGE + upto;
+    return t->size_bytes <= 2 * WEIGHTS_PAGE || wanted > t->ready ? t->ready : wanted;
+}
+
+uint64_t layout_advance(struct layout *l, uint64_t n_read)
 {
     while (l->next < l->n_tasks) {
         const struct task *task = &l->tasks[l->next];
         uint64_t group = task->row_bytes * ROWS16_ROWS;
-        uint64_t at = task->seg_off + (l->matrix * task->n_rows + l->row) * task->row_bytes;
-        if (read_upto < at + group) {
-            return at < read_upto ? at : read_upto;
+        uint64_t at = (l->matrix * task->n_rows + l->row) * task->row_bytes;
+        uint64_t first = need(task, at + group), rest = (task->n_rows - l->row) / ROWS16_ROWS;
+        if (n_read < first) {
+            return first - 1 < n_read ? first - 1 : n_read;
         }
-        uint64_t there = (read_upto - at) / group, rest = (task->n_rows - l->row) / ROWS16_ROWS;
+        uint64_t there = n_read >= task->ready ? rest : 1 + (n_read - first) / group;
         uint64_t n_groups = there < rest ? there : rest;
-        lay_run(l, task, l->base + at, n_groups);
+        lay_run(l, task, l->base + task->seg_off + at, n_groups);
         l->row += n_groups * ROWS16_ROWS;
         if (task->n_rows - l->row < ROWS16_ROWS) {
             l->row = 0;
@@ -247,5 +262,5 @@ uint64_t layout_advance(struct layout *l, uint64_t read_upto)
             l->next++;
         }
     }
-    return read_upto;
+    return n_read;
 }

@@ -19,6 +19,6 @@ struct layout; /* opaque: the work list of one segment */
 struct layout *layout_create(const struct weights *w, uint8_t *base, struct err *err);
 void layout_destroy(struct layout **l);
 
-/* Lays every group whose bytes lie below segment offset `read_upto`. Returns the segment offset below which
- * all is as the readers want it: at most read_upto, equal to it when no tensor is cut. */
-uint64_t layout_advance(struct layout *l, uint64_t read_upto);
+/* Lays every group that is there when n_read bytes are, in the order of reading (the tensors' data_end counts them too).
+ * Returns what the watermark may say: at most n_read, equal to it when no tensor is cut. */
+uint64_t layout_advance(struct layout *l, uint64_t n_read);

@@ -9,10 +9,12 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "loader/gguf.h"
 #include "loader/layout.h"
+#include "loader/order.h"
 #include "loader/publish.h"
 #include "loader/room.h"
 #include "proto/bytes.h"
@@ -31,6 +33,8 @@ struct load {
     uint32_t n_parts;
     enum weights_layout layout;
     uint64_t data_bytes;
+    struct order order;
+    uint64_t rate; /* bytes per second at most; 0: no limit */
     uint64_t digest;
     struct publish publish;
 };
@@ -142,6 +146,7 @@ void load_close(struct load **l)
         }
         free(part->path);
     }
+    order_clear(&(*l)->order);
     publish_end(&(*l)->publish);
     free(*l);
     *l = NULL;
@@ -221,6 +226,38 @@ static int place_parts(struct load *l, struct err *err)
     return 0;
 }
 
+/* As the forward pass will ask for it. */
+static int plan_reads(struct load *l, struct err *err)
+{
+    struct order_file files[SOURCE_PARTS_MAX];
+    uint64_t n_tensors = 0, n = 0;
+    for (uint32_t i = 0; i < l->n_parts; i++) {
+        const struct part *part = &l->parts[i];
+        files[i] = (struct order_file){ .off = part->base,
+                                        .size_bytes = part->gguf.n_tensors ? part->gguf.data_bytes
+                                                                           : 0 };
+        n_tensors += part->gguf.n_tensors;
+    }
+    struct order_tensor *tensors = calloc(n_tensors + 1, sizeof *tensors);
+    if (!tensors) {
+        return err_set(err, ERR_NO_MEMORY, "no memory for the order of reading");
+    }
+    for (uint32_t i = 0; i < l->n_parts; i++) {
+        const struct gguf *g = &l->parts[i].gguf;
+        for (uint64_t t = 0; t < g->n_tensors; t++) {
+            const struct gguf_tensor *from = &g->tensors[t];
+            tensors[n++] = (struct order_tensor){ .name = from->name,
+                                                  .name_len = from->name_len,
+                                                  .off = l->parts[i].base + from->data_off,
+                                                  .size_bytes = from->size_bytes };
+        }
+    }
+    int rc = order_init(&l->order, tensors, n, files, l->n_parts,
+                        l->parts[0].gguf.data_off % WEIGHTS_PAGE, err);
+    free(tensors);
+    return rc;
+}
+
 int load_parse(struct load *l, enum weights_layout layout, struct err *err)
 {
     l->layout = layout;
@@ -232,10 +269,10 @@ int load_parse(struct load *l, enum weights_layout layout, struct err *err)
         }
         l->digest = (l->digest ^ part->gguf.digest) * 0x9fb21c651e98df25ull;
     }
-    if (check_split(l, err) < 0) {
+    if (check_split(l, err) < 0 || place_parts(l, err) < 0) {
         return -1;
     }
-    return place_parts(l, err);
+    return plan_reads(l, err);
 }
 
 int load_check_model(const struct load *l, struct err *err)
@@ -369,6 +406,8 @@ static int collect(const struct load *l, struct weights_builder *manifest, struc
                                            part->base + t->data_off, t->size_bytes, err) < 0) {
                 return err_wrap(err, "%s", part->path);
             }
+            weights_builder_ready(manifest,
+                                  order_ready(&l->order, part->base + t->data_off, t->size_bytes));
         }
     }
     return 0;
@@ -390,6 +429,26 @@ int load_publish(struct load *l, int fd, struct err *err)
     return rc;
 }
 
+void load_limit(struct load *l, uint64_t bytes_per_s)
+{
+    l->rate = bytes_per_s;
+}
+
+#define LIMITED_STEP (64u << 10) /* bytes announced at a time by a load with a limit */
+
+/* Announces what has been read, from `from` bytes on. */
+static void announce(struct load *l, struct layout *layout, uint64_t from, uint64_t upto)
+{
+    while (l->rate && from + LIMITED_STEP < upto) {
+        from += LIMITED_STEP;
+        publish_advance(&l->publish, layout_advance(layout, from));
+        uint64_t ns = LIMITED_STEP * 1000000000ull / l->rate;
+        struct timespec pause = { (time_t)(ns / 1000000000), (long)(ns % 1000000000) };
+        nanosleep(&pause, NULL);
+    }
+    publish_advance(&l->publish, layout_advance(layout, upto));
+}
+
 int load_fill(struct load *l, struct source *s, struct err *err)
 {
     struct weights w;
@@ -400,29 +459,30 @@ int load_fill(struct load *l, struct source *s, struct err *err)
     struct source_target target = { .fd = l->publish.fd,
                                     .base = l->publish.base,
                                     .size_bytes = l->publish.size_bytes };
-    struct source_span *spans = calloc(l->n_parts, sizeof *spans);
-    uint32_t n_spans = 0;
-    for (uint32_t i = 0; spans && i < l->n_parts; i++) {
-        const struct part *part = &l->parts[i];
-        if (part->gguf.data_bytes) {
-            spans[n_spans++] = (struct source_span){ .file_idx = i,
-                                                     .file_off = part->gguf.data_off,
-                                                     .seg_off = l->publish.data_off + part->base,
-                                                     .size_bytes = part->gguf.data_bytes };
-        }
+    struct source_span *spans = calloc(l->order.n_reads + 1, sizeof *spans);
+    for (size_t i = 0; spans && i < l->order.n_reads; i++) {
+        const struct order_run *run = &l->order.reads[i];
+        const struct part *part = &l->parts[run->file_idx];
+        spans[i] = (struct source_span){ .file_idx = run->file_idx,
+                                         .file_off = part->gguf.data_off + run->off - part->base,
+                                         .seg_off = l->publish.data_off + run->off,
+                                         .size_bytes = run->size_bytes };
     }
     int rc = -1;
     if (!spans) {
         err_set(err, ERR_NO_MEMORY, "no memory for the parts");
     } else if (layout) {
-        rc = source_start(s, &target, spans, n_spans, err);
+        rc = source_start(s, &target, spans, (uint32_t)l->order.n_reads, err);
     }
-    uint64_t end = l->publish.data_off + l->data_bytes, upto = n_spans ? 0 : end;
-    while (rc == 0 && upto < end) {
+    for (uint64_t upto = 0; rc == 0 && upto < l->order.total_bytes;) {
+        uint64_t before = upto;
         rc = source_wait(s, &upto, err);
         if (rc == 0) {
-            publish_advance(&l->publish, layout_advance(layout, upto));
+            announce(l, layout, before, upto);
         }
+    }
+    if (rc == 0) {
+        publish_advance(&l->publish, l->data_bytes); /* what lies between the parts is nobody's */
     }
     free(spans);
     layout_destroy(&layout);

@@ -3,7 +3,7 @@
  *   load_open      every file of the model, before a byte is parsed (the last step that needs rights)
  *   load_parse     heads checked, parts agree, the plan of the segment made
  *   load_publish   the segment sized, its manifest written, sealed: readers may map it
- *   load_fill      the data, behind the watermark
+ *   load_fill      the data, behind the watermark, in the order of order.h
  *
  * A model cut into parts is opened by the name of any of them: the names of all follow from it.
  * One thread. clients/direct uses the two functions at the end instead. */
@@ -71,6 +71,9 @@ int load_read_tensor(const struct load *l, const struct load_tensor *t, uint64_t
 
 /* Makes fd (an empty memfd, borrowed, kept open by the caller) the segment. */
 int load_publish(struct load *l, int fd, struct err *err);
+
+/* From now on no more than so many bytes a second, in small steps: a slow disk, for tests. 0: as fast as it goes. */
+void load_limit(struct load *l, uint64_t bytes_per_s);
 
 /* Fills it from an open source. ERR_BAD_FILE, ERR_IO, ERR_NO_MEMORY. */
 int load_fill(struct load *l, struct source *s, struct err *err);

@@ -30,11 +30,12 @@ struct options {
     enum source_kind source;
     int n_threads;
     uint64_t budget_bytes;
-    int out_fd; /* -1: the keeper's grant */
+    uint64_t rate; /* bytes per second at most; 0: no limit */
+    int out_fd;    /* -1: the keeper's grant */
 };
 
 /* Bytes with an optional K, M, G or T (binary). */
-static int parse_size(const char *text, uint64_t *out, struct err *err)
+static int parse_size(const char *text, const char *name, uint64_t *out, struct err *err)
 {
     char *end;
     errno = 0;
@@ -47,7 +48,7 @@ static int parse_size(const char *text, uint64_t *out, struct err *err)
         end += unit ? 1 : 0;
     }
     if (errno || end == text || *end || *text == '-' || value > UINT64_MAX >> shift) {
-        return err_set(err, ERR_USAGE, "--ram-budget %s: not a size", text);
+        return err_set(err, ERR_USAGE, "%s %s: not a size", name, text);
     }
     *out = value << shift;
     return 0;
@@ -72,6 +73,10 @@ static int parse_options(struct options *o, int argc, char **argv, struct err *e
         { "out-fd", required_argument, NULL, 'o' },  { NULL, 0, NULL, 0 },
     };
     *o = (struct options){ .budget_bytes = ROOM_NO_BUDGET, .out_fd = -1 };
+    const char *rate = getenv("HEARTH_LOAD_RATE"); /* a slow disk, for tests */
+    if (rate && parse_size(rate, "HEARTH_LOAD_RATE", &o->rate, err) < 0) {
+        return -1;
+    }
     opterr = 0;
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
         int rc = 0, kind;
@@ -93,7 +98,7 @@ static int parse_options(struct options *o, int argc, char **argv, struct err *e
             rc = parse_int(optarg, "threads", &o->n_threads, err);
             break;
         case 'b':
-            rc = parse_size(optarg, &o->budget_bytes, err);
+            rc = parse_size(optarg, "--ram-budget", &o->budget_bytes, err);
             break;
         case 'o':
             rc = parse_int(optarg, "out-fd", &o->out_fd, err);
@@ -157,6 +162,7 @@ static int load(struct load *l, struct source *source, const struct options *o, 
     log_info("head accepted: segment of %" PRIu64 " bytes, %s", load_segment_bytes(l), text);
     note(channel, CHANNEL_NOTE_HEADER, load_segment_bytes(l), text);
 
+    load_limit(l, o->rate);
     double start = now_s();
     if (load_fill(l, source, err) < 0) {
         return -1;

@@ -28,9 +28,8 @@ int publish_begin(struct publish *p, int fd, struct weights_builder *manifest,
     return 0;
 }
 
-void publish_advance(struct publish *p, uint64_t upto)
+void publish_advance(struct publish *p, uint64_t watermark)
 {
-    uint64_t watermark = upto > p->data_off ? upto - p->data_off : 0;
     assert(watermark <= p->data_bytes);
     weights_advance((struct weights_header *)(void *)p->base, watermark);
 }

@@ -21,8 +21,8 @@ int publish_begin(struct publish *p, int fd, struct weights_builder *manifest,
                   uint64_t file_data_off, uint64_t data_bytes, uint64_t digest, uint32_t version,
                   struct err *err);
 
-/* Tells the readers that every byte below segment offset `upto` is in place. Grows only. */
-void publish_advance(struct publish *p, uint64_t upto);
+/* Tells the readers that so many bytes, in the order of reading, are in place. Grows only. */
+void publish_advance(struct publish *p, uint64_t watermark);
 
 /* Unmaps; accepts a zeroed one. */
 void publish_end(struct publish *p);

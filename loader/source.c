@@ -99,7 +99,9 @@ static int cut(struct source *s, const struct source_span *spans, uint32_t n_spa
             s->chunks[s->n_chunks++] = (struct source_chunk){ .file_idx = p->file_idx,
                                                               .size_bytes = (uint32_t)size,
                                                               .file_off = file_off,
-                                                              .seg_off = seg_off };
+                                                              .seg_off = seg_off,
+                                                              .head = (uint32_t)head };
+            head = 0;
             file_off += size;
             seg_off += size;
             size_left -= size;
@@ -127,15 +129,11 @@ int source_wait(struct source *s, uint64_t *upto, struct err *err)
             return -1;
         }
         while (s->n_leading < s->n_chunks && s->done[s->n_leading]) {
+            s->upto += s->chunks[s->n_leading].size_bytes - s->chunks[s->n_leading].head;
             s->n_leading++;
         }
     }
-    if (s->n_leading == 0) {
-        *upto = 0;
-        return 0;
-    }
-    const struct source_chunk *last = &s->chunks[s->n_leading - 1];
-    *upto = last->seg_off + last->size_bytes;
+    *upto = s->upto;
     return 0;
 }
 

@@ -57,12 +57,12 @@ struct source *source_open(enum source_kind kind, const struct source_file *file
 /* "uring", "pread" or "mmap". */
 const char *source_name(const struct source *s);
 
-/* Begins to read spans (sorted by seg_off, copied) into the target (borrowed until closed). Once. */
+/* Begins to read spans (in this order, copied) into the target (borrowed until closed). Once. */
 int source_start(struct source *s, const struct source_target *target,
                  const struct source_span *spans, uint32_t n_spans, struct err *err);
 
-/* Waits until more is there: *upto is the segment offset below which every span's bytes are in place. It grows
- * with each call until it is the last span's end. ERR_BAD_FILE when a file became shorter, ERR_IO, ERR_NO_MEMORY. */
+/* Waits until more is there: *upto counts the bytes of the spans that are in place, in their order. It grows with each call
+ * until it is all of them. ERR_BAD_FILE when a file became shorter, ERR_IO, ERR_NO_MEMORY. */
 int source_wait(struct source *s, uint64_t *upto, struct err *err);
 
 /* Stops what is in flight and frees; accepts NULL. */

@@ -11,6 +11,7 @@ struct source_chunk {
     uint32_t file_idx;
     uint32_t size_bytes; /* what the span needs, from the chunk's start */
     uint64_t file_off, seg_off;
+    uint32_t head; /* bytes before its span, for the sake of whole pages */
 };
 
 struct source_ops {
@@ -29,10 +30,11 @@ struct source {
     uint32_t n_files;
     int n_threads;
     struct source_target target;
-    struct source_chunk *chunks; /* owned, in the segment's order */
+    struct source_chunk *chunks; /* owned, in the order of reading */
     bool *done;                  /* owned, one per chunk; the way's own thread writes it */
     size_t n_chunks;
     size_t n_leading; /* chunks done from the first on */
+    uint64_t upto;    /* bytes of their spans */
     void *own;        /* the way's own state */
 };
 

@@ -81,10 +81,11 @@ static void *touch_thread(void *arg)
         to = to < r->n_wanted ? to : r->n_wanted;
         pthread_mutex_unlock(&r->lock);
 
-        const struct source_chunk *first = &s->chunks[from], *last = &s->chunks[to - 1];
         struct err err = { 0 };
-        int rc = source_allocate(s, first->seg_off,
-                                 last->seg_off + last->size_bytes - first->seg_off, &err);
+        int rc = 0;
+        for (size_t i = from; rc == 0 && i < to; i++) {
+            rc = source_allocate(s, s->chunks[i].seg_off, s->chunks[i].size_bytes, &err);
+        }
 
         pthread_mutex_lock(&r->lock);
         if (rc == 0) {

@@ -14,7 +14,7 @@
 
 static_assert(sizeof(struct weights_header) <= WEIGHTS_PAGE, "the header is one page");
 static_assert(sizeof(struct weights_header) == 120, "the segment's header");
-static_assert(sizeof(struct weights_tensor_row) == 72, "the segment's tensor row");
+static_assert(sizeof(struct weights_tensor_row) == 80, "the segment's tensor row");
 
 static const struct {
     const char *name;
@@ -182,13 +182,15 @@ static int map_tensor(struct weights *w, const struct weights_header *h, struct 
         return err_wrap(err, "tensor %s", t->name);
     }
     if (size != r.size_bytes || r.data_off < h->data_off ||
-        !inside(r.data_off - h->data_off, size, h->data_bytes)) {
+        !inside(r.data_off - h->data_off, size, h->data_bytes) || r.ready < size ||
+        r.ready > h->data_bytes) {
         return err_set(err, ERR_BAD_FILE,
                        "tensor %s: its %" PRIu64 " bytes lie outside of the data", t->name,
                        r.size_bytes);
     }
     t->data = w->base + r.data_off;
-    t->data_end = r.data_off - h->data_off + size;
+    t->data_off = r.data_off - h->data_off;
+    t->data_end = r.ready;
     return 0;
 }
 

@@ -9,8 +9,8 @@
  *   data              tensor data; tensor i starts at its data_off
  *
  * Offsets are bytes from the segment's start; no pointers. The reader checks every bound once at map time
- * and trusts nothing else. `watermark` in the header counts the leading bytes of the *data section* that
- * are complete; it only grows, stored with release order. `layout` says how rows stand (file or rows16).
+ * and trusts nothing else. `watermark` in the header counts the bytes of the *data section* that are complete, in the
+ * order in which they are read (loader/order.h); each tensor says what it must reach. It only grows, stored with release order. `layout` says how rows stand (file or rows16).
  * Segment life: created empty, built, sealed against resizing and writing of size after the header is known,
  * announced, filled behind the watermark. */
 #pragma once
@@ -32,7 +32,7 @@
 #endif
 
 #define WEIGHTS_MAGIC    0x3157485448524548ull /* "HERTHHW1" as bytes */
-#define WEIGHTS_VERSION  1
+#define WEIGHTS_VERSION  2
 #define WEIGHTS_DIMS_MAX 4
 #define WEIGHTS_PAGE     4096 /* what direct reads want file and memory offsets to share */
 
@@ -94,6 +94,7 @@ struct weights_tensor_row {
     uint64_t ne[WEIGHTS_DIMS_MAX]; /* ne[0] is the row length; unused dims are 1 */
     uint64_t data_off;             /* from the segment's start */
     uint64_t size_bytes;
+    uint64_t ready; /* the tensor is complete when the watermark has reached this */
 };
 
 /* One key in the metadata: this, the key with its NUL, the values, for strings their ends; then to 8 bytes. */
@@ -126,8 +127,8 @@ struct weights_tensor {
     uint32_t n_dims;
     uint64_t ne[WEIGHTS_DIMS_MAX];
     uint64_t size_bytes;
-    uint64_t
-        data_end; /* bytes of the data section up to this tensor's end: what the watermark must reach */
+    uint64_t data_off;   /* within the data section, as in the file */
+    uint64_t data_end;   /* what the watermark must reach for this tensor to be there */
     const uint8_t *data; /* in the mapping; complete only when the watermark says so */
 };
 
@@ -205,6 +206,9 @@ int weights_builder_add_tensor(struct weights_builder *b, const char *name, size
                                enum dtype dtype, enum weights_layout layout, uint32_t n_dims,
                                const uint64_t *ne, uint64_t off, uint64_t size_bytes,
                                struct err *err);
+
+/* What the watermark must reach for the tensor that was added last; without this call, the tensor's end. */
+void weights_builder_ready(struct weights_builder *b, uint64_t ready);
 
 /* Sizes fd (a memfd), writes header, metadata and table. data_bytes is the size of the data section; its start
  * is congruent to file_data_off modulo 4 KiB. Returns through *data_off where data begins.

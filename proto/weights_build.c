@@ -239,7 +239,8 @@ int weights_builder_add_tensor(struct weights_builder *b, const char *name, size
                                        .layout = (uint32_t)layout,
                                        .n_dims = n_dims,
                                        .data_off = off,
-                                       .size_bytes = size_bytes },
+                                       .size_bytes = size_bytes,
+                                       .ready = off + size_bytes },
                               .name_len = (uint32_t)name_len,
                               .name = malloc(name_len) };
     if (!t.name) {
@@ -251,6 +252,12 @@ int weights_builder_add_tensor(struct weights_builder *b, const char *name, size
     }
     b->tensors[b->n_tensors++] = t;
     return 0;
+}
+
+void weights_builder_ready(struct weights_builder *b, uint64_t ready)
+{
+    assert(b->n_tensors > 0);
+    b->tensors[b->n_tensors - 1].row.ready = ready;
 }
 
 static uint64_t kv_room(const struct build_kv *kv)

@@ -183,8 +183,7 @@ static void print_json(const char *path, const struct weights *m, const struct w
         for (uint32_t d = 0; d < t->n_dims; d++) {
             printf(d ? ",%" PRIu64 : "%" PRIu64, t->ne[d]);
         }
-        printf("],\"offset\":%" PRIu64 ",\"size_bytes\":%" PRIu64 "}", t->data_end - t->size_bytes,
-               t->size_bytes);
+        printf("],\"offset\":%" PRIu64 ",\"size_bytes\":%" PRIu64 "}", t->data_off, t->size_bytes);
         parameters += values_of(t);
     }
     printf("],\"parameters\":%" PRIu64 ",\"data_bytes\":%" PRIu64 ",\"warnings\":[", parameters,
@@ -222,7 +221,7 @@ static void print_text(const char *path, const struct weights *m)
                                    t->ne[d]);
         }
         printf("%-48s %-7s [%s]  %" PRIu64 " bytes at %" PRIu64 "\n", t->name,
-               dtype_get(t->dtype)->name, shape, t->size_bytes, t->data_end - t->size_bytes);
+               dtype_get(t->dtype)->name, shape, t->size_bytes, t->data_off);
     }
 }
 

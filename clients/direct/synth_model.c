@@ -496,7 +496,7 @@ static int fill_all(const struct synth *s, struct publish *p, int fd, struct err
         uint64_t at = p->data_off + t->data_off;
         rc = synth_fill(filler, t, t->ne[1] * t->ne[2] * t->ne[3], p->base + at, err);
         if (rc == 0) {
-            publish_advance(p, layout_advance(layout, at + t->size_bytes));
+            publish_advance(p, layout_advance(layout, t->data_off + t->size_bytes));
         }
     }
     synth_filler_destroy(&filler);

@@ -243,34 +243,68 @@ static void parts_that_disagree_are_refused(void **state)
 
 /* ---- the watermark ---- */
 
+#define MIXED_ROWS  35 /* two groups of 16 rows and three rows more */
+#define MIXED_COLS  2048
+#define MIXED_BYTES (MIXED_ROWS * (MIXED_COLS / 32) * 34ull)
+#define MIXED_N     7
+
+/* Layers in the order of the alphabet, the output first, as some files have them: what is needed first comes late. Each
+ * tensor begins and ends inside of pages that it shares. */
+static void write_mixed(const char *name)
+{
+    static const char *const names[MIXED_N] = { "output.weight",       "blk.0.ffn_up.weight",
+                                                "blk.1.ffn_up.weight", "blk.10.ffn_up.weight",
+                                                "blk.2.ffn_up.weight", "blk.2.ffn_norm.weight",
+                                                "token_embd.weight" };
+    static struct maker m;
+    uint64_t off = 0;
+    make_head(&m, MIXED_N, 1);
+    make_kv_str(&m, "general.architecture", "llama");
+    for (int i = 0; i < MIXED_N; i++) {
+        bool norm = strstr(names[i], "norm") != NULL;
+        make_tensor(&m, names[i], norm ? DTYPE_F32 : DTYPE_Q8_0, norm ? 37 : MIXED_COLS,
+                    norm ? 1 : MIXED_ROWS, off);
+        off += norm ? 160 : MIXED_BYTES + (32 - MIXED_BYTES % 32) % 32;
+    }
+    make_pad(&m, 32);
+    write_file(name, &m, off, 9);
+}
+
 struct watch {
     int fd;
-    const uint8_t *raw; /* what the data must be */
+    const struct weights *want; /* what it must become */
     atomic_bool over;
     bool good;
     uint64_t seen;
+    size_t n_early; /* tensors that were there before all was */
 };
 
-/* Follows the watermark as a worker does: what it covers is there. */
+/* Follows the watermark as a worker does: the tensors that it covers are there, laid and all. */
 static void *watch_thread(void *arg)
 {
     struct watch *watch = arg;
     struct weights w;
     struct err err;
+    bool checked[MIXED_N] = { 0 }, over = false;
     watch->good = weights_map(&w, watch->fd, &err) == 0;
-    bool over = false;
     while (watch->good) {
         bool last = over;
         over = atomic_load(&watch->over);
         uint64_t mark = weights_watermark(&w);
-        watch->good = mark >= watch->seen && mark <= w.header->data_bytes &&
-                      memcmp(w.base + w.header->data_off + watch->seen, watch->raw + watch->seen,
-                             (size_t)(mark - watch->seen)) == 0;
+        watch->good = mark >= watch->seen && mark <= w.header->data_bytes;
+        for (size_t i = 0; i < w.n_tensors; i++) {
+            const struct weights_tensor *t = &w.tensors[i], *want = &watch->want->tensors[i];
+            if (!checked[i] && mark >= t->data_end) {
+                checked[i] = true;
+                watch->good &= memcmp(t->data, want->data, (size_t)t->size_bytes) == 0;
+                watch->n_early += mark < w.header->data_bytes;
+            }
+        }
         watch->seen = mark;
         if (mark == w.header->data_bytes || last) {
             break;
         }
-        usleep(200);
+        usleep(100);
     }
     weights_unmap(&w);
     return NULL;
@@ -279,31 +313,80 @@ static void *watch_thread(void *arg)
 static void the_watermark_follows_the_data(void **state)
 {
     (void)state;
-    write_big("mark.gguf");
+    write_mixed("mark.gguf");
     struct err err = { 0 };
-    struct weights want;
-    assert_ok(loader_load_direct(path_of("mark.gguf"), WEIGHTS_LAYOUT_FILE, &want, &err), err);
-    int fd = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    struct load *l = load_open(path_of("mark.gguf"), false, &err);
-    assert_non_null(l);
-    uint32_t n;
-    const struct source_file *files = load_files(l, &n);
-    struct source *source = source_open(SOURCE_PREAD, files, n, 2, &err);
-    assert_non_null(source);
-    assert_ok(load_parse(l, WEIGHTS_LAYOUT_FILE, &err), err);
-    assert_ok(load_publish(l, fd, &err), err);
-    struct watch watch = { .fd = fd, .raw = want.base + want.header->data_off };
-    pthread_t thread;
-    assert_int_equal(pthread_create(&thread, NULL, watch_thread, &watch), 0);
-    assert_ok(load_fill(l, source, &err), err);
-    atomic_store(&watch.over, true);
-    pthread_join(thread, NULL);
-    assert_true(watch.good);
-    assert_int_equal(watch.seen, want.header->data_bytes);
-    source_close(&source);
-    load_close(&l);
-    close(fd);
-    weights_unmap(&want);
+    for (int kind = SOURCE_AUTO; kind < SOURCE_N_KINDS; kind++) {
+        for (int layout = WEIGHTS_LAYOUT_FILE; layout <= WEIGHTS_LAYOUT_ROWS16; layout++) {
+            struct weights want;
+            assert_ok(
+                loader_load_direct(path_of("mark.gguf"), (enum weights_layout)layout, &want, &err),
+                err);
+            int fd = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+            struct load *l = load_open(path_of("mark.gguf"), true, &err);
+            assert_non_null(l);
+            uint32_t n;
+            const struct source_file *files = load_files(l, &n);
+            struct source *source = source_open((enum source_kind)kind, files, n, 2, &err);
+            struct watch watch = { .fd = fd, .want = &want };
+            pthread_t thread;
+            if (source) {
+                assert_ok(load_parse(l, (enum weights_layout)layout, &err), err);
+                assert_ok(load_publish(l, fd, &err), err);
+                load_limit(l, 16 << 20); /* many small steps */
+                assert_int_equal(pthread_create(&thread, NULL, watch_thread, &watch), 0);
+                assert_ok(load_fill(l, source, &err), err);
+                atomic_store(&watch.over, true);
+                pthread_join(thread, NULL);
+                assert_true(watch.good);
+                assert_int_equal(watch.seen, want.header->data_bytes);
+            } else if (kind != SOURCE_URING || err.code != ERR_UNSUPPORTED) {
+                fail_msg("%s", err.text);
+            }
+            source_close(&source);
+            load_close(&l);
+            close(fd);
+            weights_unmap(&want);
+        }
+    }
+}
+
+/* The same bytes, whatever the order of reading: each tensor against the file. */
+static void a_file_in_any_order_loads_the_same(void **state)
+{
+    (void)state;
+    write_mixed("mixed.gguf");
+    struct err err = { 0 };
+    struct weights plain, laid;
+    assert_ok(loader_load_direct(path_of("mixed.gguf"), WEIGHTS_LAYOUT_FILE, &plain, &err), err);
+    assert_ok(loader_load_direct(path_of("mixed.gguf"), WEIGHTS_LAYOUT_ROWS16, &laid, &err), err);
+    FILE *f = fopen(path_of("mixed.gguf"), "rb");
+    fseek(f, -(long)plain.header->data_bytes, SEEK_END);
+    uint8_t *raw = malloc((size_t)plain.header->data_bytes);
+    assert_int_equal(fread(raw, 1, (size_t)plain.header->data_bytes, f), plain.header->data_bytes);
+    fclose(f);
+    uint64_t row = MIXED_COLS / 32 * 34;
+    uint8_t *group = malloc(row * ROWS16_ROWS);
+    for (size_t i = 0; i < plain.n_tensors; i++) {
+        const struct weights_tensor *a = &plain.tensors[i], *b = &laid.tensors[i];
+        assert_memory_equal(a->data, raw + a->data_off, a->size_bytes);
+        uint64_t done = 0;
+        for (; b->layout == WEIGHTS_LAYOUT_ROWS16 && done + row * ROWS16_ROWS <= a->size_bytes;
+             done += row * ROWS16_ROWS) {
+            rows16_pack(a->dtype, a->data + done, row, group);
+            assert_memory_equal(group, b->data + done, row * ROWS16_ROWS);
+        }
+        assert_memory_equal(a->data + done, b->data + done, a->size_bytes - done);
+    }
+    const struct weights_tensor *first = weights_find_tensor(&laid, "token_embd.weight");
+    const struct weights_tensor *second = weights_find_tensor(&laid, "blk.0.ffn_up.weight");
+    const struct weights_tensor *tenth = weights_find_tensor(&laid, "blk.10.ffn_up.weight");
+    const struct weights_tensor *last = weights_find_tensor(&laid, "output.weight");
+    assert_true(first->data_end < second->data_end && second->data_end < tenth->data_end &&
+                tenth->data_end < last->data_end && last->data_off == 0);
+    free(group);
+    free(raw);
+    weights_unmap(&plain);
+    weights_unmap(&laid);
 }
 
 static void a_file_cut_during_its_load_is_an_error(void **state)
@@ -394,6 +477,7 @@ int main(void)
         cmocka_unit_test(parts_come_together),
         cmocka_unit_test(parts_that_disagree_are_refused),
         cmocka_unit_test(the_watermark_follows_the_data),
+        cmocka_unit_test(a_file_in_any_order_loads_the_same),
         cmocka_unit_test(a_file_cut_during_its_load_is_an_error),
         cmocka_unit_test(large_metadata_takes_no_memory_of_its_own),
     };

@@ -105,6 +105,12 @@ uint64_t queue_served(const struct queue *q, uint64_t key)
     return flow ? flow->served : 0;
 }
 
+static uint32_t n_here(const struct queue *q, uint64_t key)
+{
+    const struct queue_flow *flow = find(q, key);
+    return flow ? flow->n_here : 0;
+}
+
 bool queue_before(const struct queue *q, const struct queue_place *a, const struct queue_place *b)
 {
     if (a->flow != b->flow) {
@@ -115,6 +121,12 @@ bool queue_before(const struct queue *q, const struct queue_place *a, const stru
     }
     if (a->priority != b->priority) {
         return rank_of(a->priority) < rank_of(b->priority);
+    }
+    /* Who has just come stands level with the least served one. Against a crowd in its first prompts, which is charged nothing
+     * for seconds, it would wait by order of admission: the smaller flow goes first. */
+    uint32_t na = n_here(q, a->flow), nb = n_here(q, b->flow);
+    if (na != nb) {
+        return na < nb;
     }
     return a->admit_seq < b->admit_seq;
 }

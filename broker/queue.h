@@ -43,5 +43,5 @@ void queue_charge(struct queue *q, uint64_t flow, enum queue_priority priority, 
 /* What a flow was served so far. */
 uint64_t queue_served(const struct queue *q, uint64_t flow);
 
-/* a is to be taken before b: smaller counter first; in one flow by priority, then by admission. */
+/* a is to be taken before b: smaller counter first; then by priority, by the smaller number of requests of its flow, by admission. */
 bool queue_before(const struct queue *q, const struct queue_place *a, const struct queue_place *b);

@@ -1,0 +1,381 @@
+/* Inside world.h: its tables, letters under way, the keeper and the children that it bears. */
+#pragma once
+
+#include "broker/door.h"
+#include "broker/recover.h"
+#include "proto/progress.h"
+#include "tests/broker/rig.h"
+#include "worker/batch.h"
+
+#define WORLD_MODELS   3
+#define WORLD_CLIENTS  6
+#define WORLD_ASKS     2000 /* requests in a life */
+#define WORLD_HELD     64
+#define WORLD_SEGMENTS 256
+#define WORLD_LETTERS  4096
+
+struct letter {
+    bool to_broker;
+    struct link_peer peer;
+    uint64_t at_ms;
+    size_t len;
+    uint8_t *data, *payload; /* owned */
+    size_t payload_len;
+};
+
+struct world_child {
+    uint32_t number, role;
+    bool lives;
+    uint8_t token[LIMIT_TOKEN_BYTES];
+    char tag[LIMIT_TAG_BYTES];
+    uint64_t born_ms, work_ms; /* a loader: so long */
+};
+
+struct world_segment {
+    uint64_t number, bytes;
+    char tag[LIMIT_TAG_BYTES];
+};
+
+struct world_held {
+    uint64_t shard;
+    uint32_t slot, generation, left; /* prompt tokens still to be fed */
+    bool open, finished;
+    int model;
+};
+
+struct world_bound {
+    uint64_t number; /* 0: not here */
+    bool ready;
+    uint64_t since_ms;
+};
+
+struct ask {
+    uint8_t id[LIMIT_REQUEST_ID_BYTES];
+    int client, model;
+    uint32_t n_prompt, n_max, n_read;
+    int priority;
+    bool accepted, ended, acked, cancelled;
+    enum journal_end end;
+    enum err_code code;
+    uint32_t slot, generation;
+    uint64_t asked_ms, first_ms, ended_ms, again_ms;
+};
+
+struct world {
+    uint64_t seed, chance, now_ms;
+    struct broker *b;
+    uint32_t epoch;
+    int line; /* the keeper's end */
+    char dir[64];
+    struct journal journal; /* the one shard, mapped for worker and clients */
+    int shard_fd;
+    struct world_child children[512];
+    uint32_t n_children;
+    struct world_segment segments[WORLD_SEGMENTS];
+    uint32_t n_segments;
+    struct letter letters[WORLD_LETTERS];
+    uint32_t n_letters;
+    /* the worker */
+    struct world_held held[WORLD_HELD];
+    struct world_bound bound[WORLD_MODELS];
+    struct {
+        uint32_t generation, n; /* prompt tokens that state pages hold, whoever computed them */
+    } fed[LIMIT_SHARD_SLOTS];
+    uint32_t worker; /* child number, 0: none lives */
+    uint64_t silent_until_ms;
+    uint8_t *progress_page;
+    _Atomic uint32_t *progress;
+    int progress_fd;
+    uint32_t rows; /* prompt tokens and decode tokens of one step */
+    uint32_t n_sequences;
+    /* clients */
+    struct {
+        bool here;
+        uint64_t number, flow;
+    } clients[WORLD_CLIENTS];
+    bool one_flow; /* FIFO: everybody is the same flow */
+    struct ask asks[WORLD_ASKS];
+    uint32_t n_asks;
+    uint64_t served[WORLD_CLIENTS]; /* tokens, prompts too */
+    /* how it goes */
+    uint64_t load_ms, step_ms;
+    uint32_t n_swaps, n_worker_deaths, n_broker_deaths;
+    uint64_t longest_wait_ms;
+};
+
+static struct world *world_now;
+
+#define world_fail(w, ...)                                                                         \
+    do {                                                                                           \
+        printf("seed %llu, %llu ms: ", (unsigned long long)(w)->seed,                              \
+               (unsigned long long)((w)->now_ms - 1000000));                                       \
+        printf(__VA_ARGS__);                                                                       \
+        printf("\nreplay: test_broker_simulation %llu\n", (unsigned long long)(w)->seed);          \
+        fflush(stdout);                                                                            \
+        abort();                                                                                   \
+    } while (0)
+
+static inline uint64_t draw(struct world *w, uint64_t below)
+{
+    w->chance = w->chance * 6364136223846793005ull + 1442695040888963407ull;
+    return (w->chance >> 33) % below;
+}
+
+static inline int32_t token_at(const uint8_t *id, uint64_t n)
+{
+    return (int32_t)((id[0] + id[1] * 251u + n * 7919u) % 1000);
+}
+
+/* ---- letters ---- */
+
+/* On its way: per peer and direction in order, each takes 0 to 4 ms. */
+static inline void post(struct world *w, bool to_broker, const struct link_peer *peer,
+                        const void *data, size_t len, const void *payload, size_t payload_len)
+{
+    assert_true(w->n_letters < WORLD_LETTERS);
+    uint64_t at = w->now_ms + draw(w, 5);
+    for (uint32_t i = 0; i < w->n_letters; i++) {
+        const struct letter *l = &w->letters[i];
+        if (l->to_broker == to_broker && link_peer_equal(&l->peer, peer) && l->at_ms > at) {
+            at = l->at_ms;
+        }
+    }
+    struct letter *l = &w->letters[w->n_letters++];
+    *l = (struct letter){ .to_broker = to_broker, .peer = *peer, .at_ms = at, .len = len };
+    l->data = malloc(len);
+    memcpy(l->data, data, len);
+    if (payload_len) {
+        l->payload = malloc(payload_len);
+        l->payload_len = payload_len;
+        memcpy(l->payload, payload, payload_len);
+    }
+}
+
+static inline void say(struct world *w, const struct link_peer *peer,
+                       Hearth__Envelope__BodyCase which, void *body, const void *payload,
+                       size_t payload_len)
+{
+    static uint8_t packed[LIMIT_ENVELOPE_BYTES];
+    struct err err;
+    Hearth__Envelope e = message_envelope(which, body);
+    e.has_cookie = true;
+    e.cookie = 1;
+    size_t len = message_pack(&e, packed, &err);
+    assert_true(len > 0);
+    post(w, true, peer, packed, len, payload, payload_len);
+}
+
+static inline void lose_letters(struct world *w, const struct link_peer *peer)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < w->n_letters; i++) {
+        struct letter *l = &w->letters[i];
+        if (!peer || link_peer_equal(&l->peer, peer)) {
+            free(l->data);
+            free(l->payload);
+        } else {
+            w->letters[kept++] = *l;
+        }
+    }
+    w->n_letters = kept;
+}
+
+static inline struct link_peer peer_of(uint8_t kind, uint32_t number)
+{
+    struct link_peer p = { .len = 5, .id = { kind } };
+    memcpy(p.id + 1, &number, sizeof number);
+    return p;
+}
+
+int __wrap_link_send(struct link *link, const struct link_peer *peer, const void *envelope,
+                     size_t len, const void *payload, size_t payload_len, struct err *err);
+void __wrap_link_close(struct link **link);
+uint64_t __wrap_broker_unix_ms(void);
+
+int __wrap_link_send(struct link *link, const struct link_peer *peer, const void *envelope,
+                     size_t len, const void *payload, size_t payload_len, struct err *err)
+{
+    (void)link, (void)err;
+    post(world_now, false, peer, envelope, len, payload, payload_len);
+    return 0;
+}
+
+void __wrap_link_close(struct link **link)
+{
+    *link = NULL;
+}
+
+uint64_t __wrap_broker_unix_ms(void)
+{
+    return 1800000000000ull + world_now->now_ms;
+}
+
+/* ---- the keeper ---- */
+
+static inline struct world_child *child_of(struct world *w, uint32_t number)
+{
+    for (uint32_t i = 0; i < w->n_children; i++) {
+        if (w->children[i].number == number) {
+            return &w->children[i];
+        }
+    }
+    return NULL;
+}
+
+static inline void tell_line(struct world *w, struct channel_msg *msg, int fd)
+{
+    struct err err;
+    assert_ok(channel_send(w->line, msg, &fd, fd >= 0, &err), err);
+}
+
+static inline void die(struct world *w, struct world_child *c, int status)
+{
+    struct channel_msg died = { .op = CHANNEL_DIED, .child = c->number, .status = status };
+    struct link_peer peer = peer_of('W', c->number);
+    if (!c->lives) {
+        return;
+    }
+    c->lives = false;
+    if (c->number == w->worker) {
+        w->worker = 0;
+        w->n_worker_deaths++;
+        memset(w->held, 0, sizeof w->held);
+        memset(w->bound, 0, sizeof w->bound);
+        lose_letters(w, &peer);
+    }
+    tell_line(w, &died, -1);
+}
+
+static inline void worker_hello(struct world *w);
+
+static inline void keeper_answer(struct world *w, const struct channel_msg *msg)
+{
+    struct channel_msg answer = { .op = CHANNEL_DONE,
+                                  .cookie = msg->cookie,
+                                  .segment = msg->segment };
+    struct world_child *c;
+    int fd = -1;
+    switch (msg->op) {
+    case CHANNEL_LIST:
+        for (uint32_t i = 0; i < w->n_children; i++) {
+            c = &w->children[i];
+            struct channel_msg row = { .op = CHANNEL_CHILD, .child = c->number, .role = c->role };
+            row.pid = (int32_t)c->number + 1000;
+            memcpy(row.token, c->token, LIMIT_TOKEN_BYTES);
+            memcpy(row.tag, c->tag, LIMIT_TAG_BYTES);
+            if (c->lives) {
+                tell_line(w, &row, -1);
+            }
+        }
+        for (uint32_t i = 0; i < w->n_segments; i++) {
+            struct channel_msg row = { .op = CHANNEL_SEGMENT,
+                                       .segment = w->segments[i].number,
+                                       .bytes = w->segments[i].bytes };
+            memcpy(row.tag, w->segments[i].tag, LIMIT_TAG_BYTES);
+            tell_line(w, &row, -1);
+        }
+        break;
+    case CHANNEL_SPAWN:
+        assert_true(w->n_children < 512);
+        c = &w->children[w->n_children++];
+        *c = (struct world_child){ .number = w->n_children + 1,
+                                   .role = msg->role,
+                                   .lives = true,
+                                   .born_ms = w->now_ms,
+                                   .work_ms = w->load_ms + draw(w, w->load_ms + 1) };
+        memcpy(c->token, msg->token, LIMIT_TOKEN_BYTES);
+        memcpy(c->tag, msg->tag, LIMIT_TAG_BYTES);
+        answer.child = c->number;
+        answer.pid = (int32_t)c->number + 1000;
+        break;
+    case CHANNEL_KILL:
+        c = child_of(w, msg->child);
+        tell_line(w, &answer, -1);
+        if (c) {
+            die(w, c, SIGKILL);
+        }
+        return;
+    case CHANNEL_CREATE:
+    case CHANNEL_DEPOSIT:
+        assert_true(w->n_segments < WORLD_SEGMENTS);
+        w->segments[w->n_segments] = (struct world_segment){ msg->segment, msg->bytes, { 0 } };
+        memcpy(w->segments[w->n_segments++].tag, msg->tag, LIMIT_TAG_BYTES);
+        break;
+    case CHANNEL_DROP:
+        for (uint32_t i = 0; i < w->n_segments; i++) {
+            if (w->segments[i].number == msg->segment) {
+                w->segments[i] = w->segments[--w->n_segments];
+            }
+        }
+        break;
+    case CHANNEL_TAKE:
+        fd = -1;
+        for (uint32_t i = 0; i < w->n_segments; i++) {
+            if (w->segments[i].number == msg->segment) {
+                bool state = strncmp(w->segments[i].tag, "state", 5) == 0;
+                const struct rig like = { .weights_bytes = 4u << 20 };
+                fd = state ? dup(w->progress_fd) : rig_weights(&like);
+            }
+        }
+        answer.status = fd < 0 ? ERR_NOT_FOUND : 0;
+        break;
+    default:
+        break;
+    }
+    tell_line(w, &answer, fd);
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
+/* Questions and answers until the line is quiet. */
+static inline void work_line(struct world *w)
+{
+    static struct channel_msg msg;
+    int fds[CHANNEL_FDS_MAX];
+    struct err err;
+    for (bool quiet = false; !quiet;) {
+        quiet = true;
+        assert_ok(keeper_line_flush(w->b->keeper, &err), err);
+        while (channel_recv(w->line, &msg, fds, false, &err) > 0) {
+            for (int i = 0; i < CHANNEL_FDS_MAX; i++) {
+                if (fds[i] >= 0) {
+                    close(fds[i]);
+                }
+            }
+            keeper_answer(w, &msg);
+            quiet = false;
+        }
+        broker_drain_keeper(w->b);
+    }
+}
+
+/* Loaders come to their end; workers wake up and say Hello. */
+static inline void work_children(struct world *w, bool fallible)
+{
+    for (uint32_t i = 0; i < w->n_children; i++) {
+        struct world_child *c = &w->children[i];
+        if (!c->lives || w->now_ms < c->born_ms + c->work_ms) {
+            continue;
+        }
+        if (c->role == HERITAGE_LOADER) {
+            struct channel_msg note = { .op = CHANNEL_NOTE, .child = c->number };
+            if (fallible && draw(w, 10) == 0) {
+                die(w, c, SIGKILL);
+                continue;
+            }
+            note.code = CHANNEL_NOTE_HEADER;
+            note.value = 4u << 20;
+            tell_line(w, &note, -1);
+            note.code = CHANNEL_NOTE_LOADED;
+            note.value = 100000000;
+            tell_line(w, &note, -1);
+            c->lives = false;
+            struct channel_msg died = { .op = CHANNEL_DIED, .child = c->number, .status = 0 };
+            tell_line(w, &died, -1);
+        } else if (c->role == HERITAGE_WORKER && w->worker == 0) {
+            w->worker = c->number;
+            worker_hello(w);
+        }
+    }
+}

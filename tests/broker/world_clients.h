@@ -1,0 +1,171 @@
+/* Inside world.h: clients that submit until they are accepted, read the journal, acknowledge ends. */
+#pragma once
+
+#include "tests/broker/world_base.h"
+
+static inline struct link_peer client_peer(const struct world *w, int i)
+{
+    return peer_of('C', (uint32_t)i + w->epoch * 100);
+}
+
+/* Greets and attaches at once; its requests are put back to it. */
+static inline void client_comes(struct world *w, int i)
+{
+    struct err err;
+    struct clients *t = &w->b->clients;
+    if (!t->list) {
+        t->list = calloc(64, sizeof(struct client *));
+        t->room = 64;
+    }
+    struct client *c = t->list[t->n++] = calloc(1, sizeof *c);
+    w->clients[i].here = true;
+    *c = (struct client){ .number = w->epoch * 1000u + (uint32_t)i + 1,
+                          .flow = w->one_flow ? 1 : (uint64_t)i + 1,
+                          .line = -1,
+                          .eventfd = -1,
+                          .state = CLIENT_ATTACHED,
+                          .reader = w->epoch * 1000u + 500u + (uint32_t)i };
+    c->peer = client_peer(w, i);
+    c->shard = shards_get(w->b, getuid(), &err);
+    assert_non_null(c->shard);
+    shards_deposit(w->b, c->shard);
+    t->n_attached++;
+    if (!w->journal.base) {
+        assert_ok(journal_map(&w->journal, c->shard->fd, true, &err), err);
+    }
+    for (uint32_t k = 0; k < w->n_asks; k++) {
+        struct ask *a = &w->asks[k];
+        if (a->client == i && a->accepted && !a->acked) {
+            Hearth__Resume resume = HEARTH__RESUME__INIT;
+            resume.id = message_bytes(a->id, sizeof a->id);
+            say(w, &c->peer, HEARTH__ENVELOPE__BODY_RESUME, &resume, NULL, 0);
+        }
+    }
+}
+
+/* Submits, or submits again: the same id is the same request. */
+static inline void client_submits(struct world *w, struct ask *a)
+{
+    static const char *const names[WORLD_MODELS] = { "a", "b", "c" };
+    int32_t ids[2048];
+    struct link_peer peer = client_peer(w, a->client);
+    Hearth__Submit submit = HEARTH__SUBMIT__INIT;
+    for (uint32_t i = 0; i < a->n_prompt; i++) {
+        ids[i] = (int32_t)i % 1000;
+    }
+    submit.id = message_bytes(a->id, sizeof a->id);
+    submit.has_model = submit.has_n_max = submit.has_priority = true;
+    submit.model = message_str(names[a->model]);
+    submit.kind = HEARTH__PROMPT_KIND__TOKENS;
+    submit.n_max = a->n_max;
+    submit.priority = (Hearth__Priority)a->priority;
+    a->again_ms = w->now_ms + 2000;
+    say(w, &peer, HEARTH__ENVELOPE__BODY_SUBMIT, &submit, ids, a->n_prompt * sizeof *ids);
+}
+
+static inline struct ask *client_asks(struct world *w, int client, int model, uint32_t n_prompt,
+                                      uint32_t n_max, int priority)
+{
+    assert_true(w->n_asks < WORLD_ASKS);
+    uint32_t i = w->n_asks++;
+    struct ask *a = &w->asks[i];
+    *a = (struct ask){ .client = client,
+                       .model = model,
+                       .n_prompt = n_prompt,
+                       .n_max = n_max,
+                       .priority = priority,
+                       .asked_ms = w->now_ms };
+    a->id[0] = (uint8_t)i;
+    a->id[1] = (uint8_t)(i >> 8);
+    a->id[2] = 1;
+    client_submits(w, a);
+    return a;
+}
+
+static inline void client_hears(struct world *w, const Hearth__Envelope *e)
+{
+    if (e->body_case == HEARTH__ENVELOPE__BODY_ACCEPTED) {
+        for (uint32_t i = 0; i < w->n_asks; i++) {
+            struct ask *a = &w->asks[i];
+            if (memcmp(a->id, e->accepted->id.data, LIMIT_REQUEST_ID_BYTES) == 0) {
+                a->accepted = true;
+                a->slot = e->accepted->slot;
+                a->generation = e->accepted->generation;
+            }
+        }
+    } else if (e->body_case == HEARTH__ENVELOPE__BODY_FAILED && e->failed->has_id) {
+        for (uint32_t i = 0; i < w->n_asks; i++) {
+            struct ask *a = &w->asks[i];
+            if (memcmp(a->id, e->failed->id.data, LIMIT_REQUEST_ID_BYTES) == 0 && !a->ended) {
+                char code[32] = "";
+                message_copy(code, sizeof code, e->failed->code);
+                a->code = err_code_of_name(code);
+                a->end = JOURNAL_END_ERROR;
+                a->ended = a->acked = true;
+                a->ended_ms = w->now_ms;
+            }
+        }
+    }
+}
+
+/* Reads on in the journal; the end is acknowledged. */
+static inline void client_reads(struct world *w, struct ask *a)
+{
+    static struct journal_view view;
+    struct journal_reader reader;
+    struct err err;
+    if (!a->accepted || a->ended) {
+        return;
+    }
+    if (journal_reader_init(&reader, &w->journal, a->slot, a->generation, &err) < 0) {
+        world_fail(w, "request %u: its slot is gone: %s", a->id[0], err.text);
+    }
+    if (journal_committed(&reader) <= a->n_read) {
+        return;
+    }
+    int got = 0;
+    while (!a->ended && (got = journal_read(&reader, &view, &err)) > 0) {
+        if (view.record.seq <= a->n_read) {
+            continue;
+        }
+        a->n_read = (uint32_t)view.record.seq;
+        if (view.record.flags & JOURNAL_TOKEN) {
+            if (view.record.token != token_at(a->id, a->n_read - 1)) {
+                world_fail(w, "request %u: another token at %u", a->id[0], a->n_read);
+            }
+            a->first_ms = a->first_ms ? a->first_ms : w->now_ms;
+        }
+        if (view.record.flags & JOURNAL_ENDED) {
+            a->ended = true;
+            a->end = (enum journal_end)view.record.end;
+            a->code = (enum err_code)view.record.code;
+            a->ended_ms = w->now_ms;
+        }
+    }
+    if (got < 0) {
+        world_fail(w, "request %u: %s", a->id[0], err.text);
+    }
+    if (a->ended && a->end == JOURNAL_END_LENGTH && a->n_read != a->n_max + 1) {
+        world_fail(w, "request %u: %u records of %u", a->id[0], a->n_read, a->n_max + 1);
+    }
+}
+
+static inline void clients_step(struct world *w)
+{
+    for (uint32_t i = 0; i < w->n_asks; i++) {
+        struct ask *a = &w->asks[i];
+        if (!w->clients[a->client].here || a->acked) {
+            continue;
+        }
+        client_reads(w, a);
+        struct link_peer peer = client_peer(w, a->client);
+        if (a->ended) {
+            Hearth__Ack ack = HEARTH__ACK__INIT;
+            ack.id = message_bytes(a->id, sizeof a->id);
+            a->acked = true;
+            say(w, &peer, HEARTH__ENVELOPE__BODY_ACK, &ack, NULL, 0);
+        } else if (!a->accepted && w->now_ms >= a->again_ms) {
+            client_submits(w, a);
+        }
+    }
+}

@@ -19,6 +19,7 @@
 #include "broker/models.h"
 #include "broker/parks.h"
 #include "broker/queue.h"
+#include "broker/quota.h"
 #include "broker/records.h"
 #include "broker/request.h"
 #include "broker/shards.h"
@@ -51,6 +52,7 @@ struct broker {
     struct clients clients;
     struct requests requests;
     struct queue queue;
+    struct quota quota;
     struct models models;
     struct parks parks;
     struct workers workers;

@@ -80,6 +80,11 @@ struct client *clients_find_reader(const struct clients *t, uint64_t reader)
     return NULL;
 }
 
+uint64_t clients_flow(uid_t uid, uint64_t name)
+{
+    return broker_digest(uid, &name, sizeof name);
+}
+
 /* ---- Hello ---- */
 
 /* Who never attached and was silent longest makes room. */
@@ -252,6 +257,9 @@ static int attach(struct broker *b, const struct clients_visitor *v, const struc
     if (check_reader(fds, err) < 0) {
         return -1;
     }
+    if (quota_client(b, v->uid, err) < 0) {
+        return -1;
+    }
     c->shard = shards_get(b, v->uid, err);
     if (!c->shard) {
         return -1;
@@ -261,8 +269,7 @@ static int attach(struct broker *b, const struct clients_visitor *v, const struc
     c->pid = (uint32_t)v->pid;
     c->line = v->fd;
     c->eventfd = fcntl(fds[1], F_DUPFD_CLOEXEC, 0);
-    uint64_t seed = broker_digest(v->uid, &c->number, c->flow_name ? 0 : sizeof c->number);
-    c->flow = broker_digest(seed, &c->flow_name, sizeof c->flow_name);
+    c->flow = clients_flow(v->uid, c->flow_name ? c->flow_name : c->number);
     c->state = CLIENT_DEPOSITING;
     b->clients.n_attached++;
     struct channel_msg deposit = { .op = CHANNEL_DEPOSIT, .segment = broker_segment(b) };

@@ -64,6 +64,9 @@ void clients_clear(struct clients *c);
 
 struct client *clients_find(const struct clients *c, uint64_t number);
 struct client *clients_find_peer(const struct clients *c, const struct link_peer *peer);
+/* The flow of a principal by its name's digest, or a number of its own. */
+uint64_t clients_flow(uid_t uid, uint64_t name);
+
 struct client *clients_find_reader(const struct clients *c, uint64_t reader);
 
 /* Hello of anybody: clients get a number, children are known by their token. */

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +22,7 @@ void config_init(struct config *c)
         .sequences = 16,
         .journal_bytes = LIMIT_SHARD_BYTES,
         .keep_s = 600,
+        .limits = { .waiting = 256 },
         .min_residency_s = 10,
         .swap_wait_max_s = 30,
         .http = "127.0.0.1:4327",
@@ -33,6 +35,7 @@ void config_clear(struct config *c)
         free(c->aliases[i].template);
     }
     free(c->aliases);
+    free(c->users);
     *c = (struct config){ 0 };
 }
 
@@ -159,6 +162,26 @@ static int take_dir(struct config *c, const char *value, struct err *err)
     return 0;
 }
 
+static int set_limit(struct config_limits *l, const char *key, const char *value, bool *known,
+                     struct err *err)
+{
+    *known = true;
+    if (strcmp(key, "clients_max") == 0) {
+        return take_u32(&l->clients, value, 1u << 20, err);
+    }
+    if (strcmp(key, "waiting_max") == 0) {
+        return take_u32(&l->waiting, value, 1u << 20, err);
+    }
+    if (strcmp(key, "tokens_max") == 0) {
+        uint32_t n = 0;
+        int rc = take_u32(&n, value, UINT32_MAX, err);
+        l->tokens = n;
+        return rc;
+    }
+    *known = false;
+    return 0;
+}
+
 /* ---- keys: one row each, used by the file and by the flags ---- */
 
 #define SECONDS_MAX (7u * 24 * 3600)
@@ -246,8 +269,8 @@ static int set_key(struct config *c, const char *key, const char *value, bool *k
         strcpy(c->http_keys[c->n_http_keys++], value);
         return 0;
     }
-    *known = false;
-    return err_set(err, ERR_USAGE, "key %s is not known", key);
+    int limit = set_limit(&c->limits, key, value, known, err);
+    return *known ? limit : err_set(err, ERR_USAGE, "key %s is not known", key);
 }
 
 static int set_sampling(struct config_sampling *s, const char *key, const char *value, bool *known,
@@ -408,6 +431,36 @@ static int set_alias_key(struct config *c, const char *name, const char *key, co
     return known ? rc : err_set(err, ERR_USAGE, "key %s is not known in an alias", key);
 }
 
+/* A user by name or number; what the section does not say is as for everybody, so [hearth] comes first. */
+static int set_user_key(struct config *c, const char *name, const char *key, const char *value,
+                        struct err *err)
+{
+    struct config_user *u = NULL;
+    uint32_t uid = 0;
+    bool known;
+    const struct passwd *entry = getpwnam(name);
+    if (entry) {
+        uid = entry->pw_uid;
+    } else if (!*name || take_u32(&uid, name, UINT32_MAX - 1, err) < 0) {
+        return err_set(err, ERR_USAGE, "there is no user %s", name);
+    }
+    for (uint32_t i = 0; i < c->n_users; i++) {
+        u = c->users[i].uid == uid ? &c->users[i] : u;
+    }
+    if (!u && !c->users) {
+        c->users = calloc(CONFIG_USERS_MAX, sizeof *c->users);
+    }
+    if (!u && (!c->users || c->n_users == CONFIG_USERS_MAX)) {
+        return err_set(err, ERR_USAGE, "more than %d users", CONFIG_USERS_MAX);
+    }
+    if (!u) {
+        u = &c->users[c->n_users++];
+        *u = (struct config_user){ .uid = uid, .limits = c->limits };
+    }
+    int rc = set_limit(&u->limits, key, value, &known, err);
+    return known ? rc : err_set(err, ERR_USAGE, "key %s is not known of a user", key);
+}
+
 /* ---- the file ---- */
 
 struct reading {
@@ -427,9 +480,13 @@ static int on_key(void *user, const char *section, const char *key, const char *
     } else if (strncmp(section, "alias ", 6) == 0) {
         const char *name = section + 6;
         rc = set_alias_key(r->config, name + strspn(name, " "), key, value, &err);
+    } else if (strncmp(section, "user ", 5) == 0) {
+        const char *name = section + 5;
+        rc = set_user_key(r->config, name + strspn(name, " "), key, value, &err);
     } else {
         rc = err_set(&err, ERR_USAGE,
-                     "section [%s] is not known; there are [hearth] and [alias NAME]", section);
+                     "section [%s] is not known; there are [hearth], [alias NAME] and [user NAME]",
+                     section);
     }
     if (rc < 0 && r->first.code == ERR_NONE) {
         err_wrap(&err, "%s", key);

@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "proto/err.h"
 #include "proto/limits.h"
@@ -12,6 +13,7 @@
 #define CONFIG_DIRS_MAX    16   /* model directories */
 #define CONFIG_ALIASES_MAX 128  /* [alias NAME] sections */
 #define CONFIG_PATH_BYTES  4096 /* PATH_MAX */
+#define CONFIG_USERS_MAX   64   /* [user NAME] sections */
 #define CONFIG_KEYS_MAX    16   /* API keys: their hashes fit the gateway's arguments */
 #define CONFIG_KEY_HEX     64   /* digits of one hash */
 #define CONFIG_WORD_BYTES  64   /* device, KV type, address */
@@ -60,6 +62,18 @@ struct config_alias {
     struct config_sampling sampling;
 };
 
+/* What one principal may have at once; 0: no limit but the machine's. */
+struct config_limits {
+    uint32_t clients; /* attached */
+    uint32_t waiting; /* requests */
+    uint64_t tokens;  /* prompts, and answers at most, of what waits and runs */
+};
+
+struct config_user {
+    uid_t uid;
+    struct config_limits limits;
+};
+
 struct config {
     char dirs[CONFIG_DIRS_MAX][CONFIG_PATH_BYTES];
     uint32_t n_dirs;
@@ -81,6 +95,9 @@ struct config {
     char http[CONFIG_WORD_BYTES];
     char http_keys[CONFIG_KEYS_MAX][CONFIG_KEY_HEX + 1]; /* hashes of the gateway's keys */
     uint32_t n_http_keys;
+    struct config_limits limits; /* of everybody without a section */
+    struct config_user *users;   /* owned */
+    uint32_t n_users;
     struct config_alias *aliases; /* owned */
     uint32_t n_aliases;
 };

@@ -1,5 +1,6 @@
 #include "broker/post.h"
 
+#include "broker/broker.h"
 #include "proto/log.h"
 
 int post_say(struct broker *b, const struct post_to *to, Hearth__Envelope__BodyCase which,
@@ -38,6 +39,13 @@ void post_failed(struct broker *b, const struct post_to *to, const uint8_t *id,
     }
     failed.code = message_str(err_name(err->code));
     failed.text = message_str(err->text);
+    if (err->code == ERR_BUSY || err->code == ERR_FULL) {
+        failed.has_retry_after_ms = true;
+        failed.retry_after_ms = b->quota.retry_ms ? b->quota.retry_ms : quota_retry_ms(b, 1);
+        failed.has_queue_position = b->quota.position != 0;
+        failed.queue_position = b->quota.position;
+    }
+    b->quota.retry_ms = b->quota.position = 0;
     post_say(b, to, HEARTH__ENVELOPE__BODY_FAILED, &failed, NULL, 0);
 }
 

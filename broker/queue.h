@@ -7,6 +7,8 @@
 #include <stdint.h>
 
 #define QUEUE_FLOWS_MAX 4096 /* remembered; the longest unused one makes room */
+#define QUEUE_QUANTUM                                                                              \
+    2048 /* weighted tokens (512 of normal priority) that a flow may be ahead of one that waits */
 
 /* As in proto/hearth.proto. */
 enum queue_priority { QUEUE_NORMAL = 0, QUEUE_INTERACTIVE = 1, QUEUE_BATCH = 2 };

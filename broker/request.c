@@ -207,6 +207,7 @@ void request_move(struct broker *b, struct request *r, enum request_state to, co
     }
     if (to >= REQUEST_DONE) {
         r->ended_ms = b->now_ms;
+        quota_ended(b);
     }
 }
 

@@ -41,8 +41,8 @@ const char *request_state_name(enum request_state state);
 /* What is needed until admission only. */
 struct request_draft {
     struct journal_params params;
-    bool has_n_max, has_seed, has_deadline;
-    uint32_t deadline_ms, ctx_limit; /* the alias's context; 0: none */
+    bool has_n_max, has_seed;
+    uint32_t ctx_limit; /* the alias's context; 0: none */
     struct journal_bias biases[LIMIT_LOGIT_BIASES];
     uint8_t *strings; /* owned: { uint32_t length; bytes } each, as struct journal_extra has them */
     uint32_t strings_bytes;

@@ -134,14 +134,17 @@ static uint32_t running_of_flow(const struct broker *b, const struct worker *w, 
     return n;
 }
 
-/* All sequences are taken and somebody waits: who gives one back? A lower priority, or a flow that has several while
- * the waiting flow has none. The latest admitted of them, so that the oldest come to their end. */
+/* All sequences are taken and somebody waits: who gives one back? A lower priority; or a flow that has several while
+ * the waiting flow has none; or, where every flow has one, that which is ahead of the waiting flow by a quantum. The latest
+ * admitted of them, so that the oldest come to their end. */
 static struct request *choose_victim(struct broker *b, const struct model *m, struct worker *w,
                                      const struct request *waits)
 {
     struct request *victim = NULL;
     bool has_none = running_of_flow(b, w, waits->flow) == 0, lower_found = false;
     uint32_t most = 1;
+    uint64_t ahead = queue_served(&b->queue, waits->flow) + QUEUE_QUANTUM;
+    struct request *rich = NULL;
     for (uint32_t i = 0; i < b->requests.n; i++) {
         struct request *r = b->requests.list[i];
         if (r->worker != w->child || r->model != m || request_ended(r) || r->ending) {
@@ -159,8 +162,13 @@ static struct request *choose_victim(struct broker *b, const struct model *m, st
             victim = r;
             most = n;
         }
+        uint64_t served = queue_served(&b->queue, r->flow);
+        if (has_none && served >= ahead) {
+            rich = r;
+            ahead = served;
+        }
     }
-    return victim;
+    return victim ? victim : rich;
 }
 
 static void act_model(struct broker *b, struct model *m, struct worker *w)

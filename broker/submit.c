@@ -386,6 +386,9 @@ void submit_take(struct broker *b, const struct post_to *to, struct client *c,
                 m->file.name);
         goto fail;
     }
+    if (quota_request(b, c->shard, m, &err) < 0) {
+        goto fail;
+    }
     r = request_create(b, &err);
     if (!r) {
         goto fail;
@@ -399,7 +402,9 @@ void submit_take(struct broker *b, const struct post_to *to, struct client *c,
     r->peer = to->peer;
     r->has_cookie = to->has_cookie;
     r->cookie = to->cookie;
-    r->flow = c->flow;
+    r->flow = submit->has_flow && submit->flow.len
+                  ? clients_flow(c->uid, broker_digest(1, submit->flow.data, submit->flow.len))
+                  : c->flow;
     r->priority = submit->has_priority ? (uint8_t)submit->priority : QUEUE_NORMAL;
     r->detach = submit->has_on_disconnect && submit->on_disconnect == HEARTH__ON_DISCONNECT__DETACH;
     r->records = submit->has_records && submit->records;
@@ -423,8 +428,7 @@ void submit_take(struct broker *b, const struct post_to *to, struct client *c,
     d->params.detach = r->detach;
     d->ctx_limit = alias && alias->ctx ? alias->ctx : b->config.ctx;
     if (submit->has_deadline_ms && submit->deadline_ms) {
-        d->has_deadline = true;
-        d->deadline_ms = submit->deadline_ms;
+        r->deadline_unix_ms = broker_unix_ms() + submit->deadline_ms;
     }
     m->used_ms = b->now_ms;
     request_move(b, r, REQUEST_RENDERING, NULL);
@@ -517,6 +521,9 @@ static int admit(struct broker *b, struct request *r, struct err *err)
         p->n_max = p->n_ctx - d->n_ids;
         p->n_max = p->n_max < fits ? p->n_max : (uint32_t)fits;
     }
+    if (quota_tokens(b, r->shard, (uint64_t)d->n_ids + p->n_max, err) < 0) {
+        return -1;
+    }
     uint32_t biases_bytes = p->n_biases * (uint32_t)sizeof(struct journal_bias);
     uint64_t log_bytes = journal_log_need(p->n_max, piece, p->n_alternatives);
     int at = journal_reserve(j, d->n_ids, biases_bytes + d->strings_bytes, log_bytes, err);
@@ -537,9 +544,7 @@ static int admit(struct broker *b, struct request *r, struct err *err)
     if (!d->has_seed) {
         broker_random(&p->seed, sizeof p->seed);
     }
-    if (d->has_deadline) {
-        p->deadline_unix_ms = r->deadline_unix_ms = broker_unix_ms() + d->deadline_ms;
-    }
+    p->deadline_unix_ms = r->deadline_unix_ms;
     memcpy(slot->id, r->id, sizeof slot->id);
     slot->body_digest = r->digest;
     slot->flow = r->flow;

@@ -25,7 +25,7 @@ uint64_t connection_now_ms(void)
 void connection_error(struct hearth_error *out, const struct err *err)
 {
     if (out) {
-        out->exit_code = err_exit_code(err->code);
+        *out = (struct hearth_error){ .exit_code = err_exit_code(err->code) };
         snprintf(out->code, sizeof out->code, "%s", err_name(err->code));
         snprintf(out->text, sizeof out->text, "%s", err->text);
     }
@@ -354,6 +354,8 @@ Hearth__Envelope *connection_ask(struct hearth *h, Hearth__Envelope *e, const vo
             }
             if (got->body_case == HEARTH__ENVELOPE__BODY_FAILED) {
                 connection_failed(err, got->failed);
+                h->retry_ms = got->failed->retry_after_ms;
+                h->position = got->failed->queue_position;
                 return NULL;
             }
             if (answer) {

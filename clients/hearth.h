@@ -26,6 +26,8 @@ struct hearth_error {
     int exit_code;  /* as CLI.md lists them: 3 unreachable, 4 model not found, 5 does not fit ... */
     char code[24];  /* "not_found" */
     char text[512]; /* one line */
+    unsigned retry_after_ms; /* "busy": when a place is likely to be free; 0: not known */
+    unsigned queue_position; /* the place that the request would have had; 0: not known */
 };
 
 struct hearth;         /* a connection */

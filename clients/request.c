@@ -240,6 +240,8 @@ struct hearth_request *hearth_submit(struct hearth *h, const struct hearth_ask *
                                        : HEARTH__ON_DISCONNECT__CANCEL;
     submit.has_deadline_ms = ask->deadline_ms > 0;
     submit.deadline_ms = ask->deadline_ms;
+    submit.has_flow = ask->flow != NULL;
+    submit.flow = message_str(ask->flow ? ask->flow : "");
     Hearth__Envelope e = message_envelope(HEARTH__ENVELOPE__BODY_SUBMIT, &submit);
     if (ask_accepted(r, &e, ask->prompt_len ? ask->prompt : "", ask->prompt_len, 0, &err) < 0) {
         if (err.code == ERR_INTERRUPTED) {
@@ -250,6 +252,10 @@ struct hearth_request *hearth_submit(struct hearth *h, const struct hearth_ask *
     return r;
 fail:
     connection_error(error, &err);
+    if (error && err.code == ERR_BUSY) {
+        error->retry_after_ms = h->retry_ms;
+        error->queue_position = h->position;
+    }
     request_destroy(&r);
     return NULL;
 }

@@ -57,7 +57,9 @@ int problem_of_error(struct problem *p, const struct hearth_error *error)
         status =
             503; /* 499 is nobody's but ours: who left reads nothing, who stays is told that we stop */
     }
-    return problem_set(p, status, param, name, "%s", error->text);
+    problem_set(p, status, param, name, "%s", error->text);
+    p->retry_s = (error->retry_after_ms + 999) / 1000;
+    return -1;
 }
 
 struct json *problem_json(const struct problem *p)
@@ -79,7 +81,9 @@ void problem_reply(struct exchange *x, const struct problem *p)
         return;
     }
     if (p->retry) {
-        exchange_header(x, "Retry-After", "1");
+        char seconds[16];
+        snprintf(seconds, sizeof seconds, "%u", p->retry_s ? p->retry_s : 1);
+        exchange_header(x, "Retry-After", seconds);
     } else {
         exchange_header(x, "x-should-retry", "false"); /* the SDKs try 5xx again unless told */
     }

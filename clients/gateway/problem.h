@@ -14,7 +14,8 @@ struct problem {
     char code[48];  /* "model_not_found"; empty: null */
     char param[80]; /* empty: null */
     char text[600];
-    bool retry; /* the same again may work */
+    bool retry;       /* the same again may work ... */
+    unsigned retry_s; /* ... after so long; 0: a second */
 };
 
 /* Fills it and returns -1. param and code may be NULL. */

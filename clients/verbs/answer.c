@@ -221,3 +221,19 @@ struct answer answer_print(struct verb *v, const struct hearth_ask *ask, struct 
     hearth_end(&r);
     return a;
 }
+
+void answer_detach(struct verb *v, struct hearth_ask *ask)
+{
+    struct hearth_error error;
+    ask->detach = true;
+    struct hearth_request *r = hearth_submit(v->h, ask, &error);
+    if (!r) {
+        verb_fail(v, &error);
+    }
+    if (v->json) {
+        printf("{\"id\":\"%s\"}\n", hearth_info(r)->id);
+    } else {
+        printf("%s\n", hearth_info(r)->id);
+    }
+    hearth_end(&r);
+}

@@ -26,4 +26,7 @@ struct answer answer_print(struct verb *v, const struct hearth_ask *ask, struct 
 struct answer answer_follow(struct verb *v, struct hearth_request *r, struct answer_style style,
                             double started_ms);
 
+/* Submits it detached and prints its id; exits when it is refused. */
+void answer_detach(struct verb *v, struct hearth_ask *ask);
+
 double answer_now_ms(void);

@@ -42,17 +42,10 @@ int main(int argc, char **argv)
     }
     messages_add(messages, "user", prompt, len);
     ask.prompt = messages_json(messages, &ask.prompt_len);
-    ask.detach = detach;
     verb_open(&v);
     int code;
     if (detach) {
-        struct hearth_error error;
-        struct hearth_request *r = hearth_submit(v.h, &ask, &error);
-        if (!r) {
-            verb_fail(&v, &error);
-        }
-        printf("%s\n", hearth_info(r)->id);
-        hearth_end(&r);
+        answer_detach(&v, &ask);
         code = 0;
     } else {
         struct answer a = answer_print(&v, &ask,

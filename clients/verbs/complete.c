@@ -16,10 +16,12 @@ int main(int argc, char **argv)
     struct verb v = { .program = &program };
     struct sampling_options sampling = { 0 };
     struct hearth_ask ask = { .kind = HEARTH_TEXT };
-    bool ids = false, no_stream = false;
+    bool ids = false, no_stream = false, detach = false;
     const struct option table[] = {
         { "model", 'm', OPTION_STRING, &ask.model, "MODEL", "who goes on", NULL },
         { "ids", 0, OPTION_FLAG, &ids, NULL, "print token ids, one a line", NULL },
+        { "detach", 0, OPTION_FLAG, &detach, NULL,
+          "print the id and leave; hearth attach picks it up", NULL },
         { "no-stream", 0, OPTION_FLAG, &no_stream, NULL, "print the text when it is whole", NULL },
         SAMPLING_OPTIONS(sampling),
         VERB_OPTIONS(v),
@@ -29,6 +31,11 @@ int main(int argc, char **argv)
     char *prompt = verb_prompt(&v, n, argv, &ask.prompt_len);
     ask.prompt = prompt;
     verb_open(&v);
+    if (detach) {
+        answer_detach(&v, &ask);
+        free(prompt);
+        return verb_close(&v, 0);
+    }
     struct answer a = answer_print(&v, &ask,
                                    (struct answer_style){ .json = v.json,
                                                           .ids = ids,

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "proto/limits.h"
 
@@ -39,6 +40,7 @@ static void check_ranges(struct verb *v, const struct sampling_options *s)
         { "--mirostat", s->has_mirostat, (double)s->mirostat, 0, 2 },
         { "--mirostat-tau", s->has_mirostat_tau, s->mirostat_tau, 0, 100 },
         { "--mirostat-eta", s->has_mirostat_eta, s->mirostat_eta, 0, 1 },
+        { "--deadline", s->has_deadline, s->deadline, 0.001, 7 * 24 * 3600 },
         { "--logprobs", s->has_logprobs, (double)s->logprobs, 0, LIMIT_ALTERNATIVES },
     };
     for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
@@ -79,11 +81,28 @@ static void fill_bans(struct verb *v, struct sampling_options *s)
     }
 }
 
+static int priority_of(const struct verb *v, const char *name)
+{
+    static const char *const names[] = { "normal", "interactive",
+                                         "batch" }; /* as hearth_ask has them */
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(name, names[i]) == 0) {
+            return i;
+        }
+    }
+    options_fail(v->program, "--priority is interactive, normal or batch, not '%s'", name);
+}
+
 void sampling_fill(struct verb *v, struct sampling_options *s, struct hearth_ask *ask)
 {
     check_ranges(v, s);
     fill_biases(v, s);
     fill_bans(v, s);
+    if (s->priority) {
+        ask->priority = priority_of(v, s->priority);
+    }
+    ask->deadline_ms = s->has_deadline ? (uint32_t)ceil(s->deadline * 1000) : 0;
+    ask->flow = s->flow;
     ask->sampling = (struct hearth_sampling){
         .has_temp = s->has_temp,
         .temp = (float)s->temp,

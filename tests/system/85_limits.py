@@ -71,5 +71,36 @@ def a_journal_without_room_is_busy_and_recovers():
         wait_for("room again", lambda: house.hearth("complete", "--temp", 0, "-n", 4, "Hello", check=False).returncode == 0)
 
 
-main(a_model_beyond_the_budget_is_exit_5_with_the_numbers, a_full_tmpfs_is_an_error_and_not_a_death,
+def a_users_limits_are_told_with_the_numbers():
+    """One runs, one waits, the third is refused with place and time; a deadline ends who waits too long; then there is room."""
+    base = tempfile.mkdtemp(prefix="hearth-conf-")
+    conf = os.path.join(base, "hearth.conf")
+    with open(conf, "w") as f:
+        f.write("[hearth]\nsequences = 1\n[user %d]\nwaiting_max = 1\ntokens_max = 4000\n" % os.getuid())
+    try:
+        with House("--config", conf) as house:
+            long = ("complete", "--detach", "--temp", 0, "-n", 1500, "--ignore-eos")
+            runs = house.hearth(*long, "Once").stdout.decode().strip()
+            state = lambda i: [r["state"] for r in house.status()["requests"] if r["id"] == i]
+            wait_for("the first to run", lambda: state(runs) in (["prefill"], ["decode"]))
+            waits = house.popen("complete", "--temp", 0, "-n", 1500, "--flow", "other", "--priority", "normal",
+                                "--deadline", 3600, "Twice")
+            wait_for("the second to wait", lambda: len(house.status()["requests"]) == 2)
+            refused = house.hearth("complete", "-n", 4, "Hello", check=False)
+            if len(house.status()["requests"]) == 2:  # on a quick machine the first may have ended meanwhile
+                assert refused.returncode == 6, refused
+                assert "the limit is 1; 1 requests are before this one, try again in" in one_line(refused.stderr)
+            house.hearth("cancel", runs, check=False)
+            waits.communicate(timeout=60)
+            assert waits.returncode == 0
+            late = house.hearth("complete", "-n", 1900, "--ignore-eos", "--deadline", 0.05, "Hello", check=False)
+            assert late.returncode == 6 and b"deadline" in late.stderr, late
+            never = house.hearth("complete", "-n", 1900, "--priority", "urgent", "Hello", check=False)
+            assert never.returncode == 2, never
+            assert house.hearth("complete", "-n", 4, "Hello").stdout
+    finally:
+        shutil.rmtree(base)
+
+
+main(a_users_limits_are_told_with_the_numbers, a_model_beyond_the_budget_is_exit_5_with_the_numbers, a_full_tmpfs_is_an_error_and_not_a_death,
      a_journal_without_room_is_busy_and_recovers)

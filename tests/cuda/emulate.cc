@@ -8,6 +8,7 @@
 #define THREADS_MAX 1024
 #define WARP        32
 #define STACK_BYTES (64u << 10) /* kernels keep their arrays small */
+#define SHARED_MAX  (99u << 10) /* what a block of sm_89 and sm_120 may ask for */
 
 struct emulate_place emulate_place;
 
@@ -76,11 +77,19 @@ static void context_start(struct context *c, uint8_t *stack, void (*entry)())
 
 enum fibre_state { FIBRE_READY, FIBRE_AT_WARP, FIBRE_AT_BLOCK, FIBRE_DONE };
 
+struct copy {
+    void *to;
+    const void *from;
+    size_t size_bytes;
+};
+
 struct fibre {
     struct context context;
     dim3 thread;
     enum fibre_state state;
     unsigned parity; /* which half of the warp's words is next */
+    std::vector<struct copy> copies;
+    std::vector<size_t> sets; /* ends in copies */
 };
 
 static struct {
@@ -178,6 +187,36 @@ void emulate_aligned(const void *p, size_t alignment)
     }
 }
 
+void emulate_copy(void *to, const void *from, size_t size_bytes)
+{
+    emulate_aligned(to, size_bytes);
+    emulate_aligned(from, size_bytes);
+    e.fibres[e.current].copies.push_back({ to, from, size_bytes });
+}
+
+void emulate_copies_commit()
+{
+    struct fibre *f = &e.fibres[e.current];
+    f->sets.push_back(f->copies.size());
+}
+
+void emulate_copies_wait(unsigned n)
+{
+    struct fibre *f = &e.fibres[e.current];
+    if (f->sets.size() <= n) {
+        return;
+    }
+    size_t n_sets = f->sets.size() - n, end = f->sets[n_sets - 1];
+    for (size_t i = 0; i < end; i++) {
+        memcpy(f->copies[i].to, f->copies[i].from, f->copies[i].size_bytes);
+    }
+    f->copies.erase(f->copies.begin(), f->copies.begin() + (ptrdiff_t)end);
+    f->sets.erase(f->sets.begin(), f->sets.begin() + (ptrdiff_t)n_sets);
+    for (size_t &set : f->sets) {
+        set -= end;
+    }
+}
+
 void *emulate_shared()
 {
     return e.shared.data();
@@ -202,6 +241,8 @@ static void start_fibre(unsigned i, dim3 block)
     f->thread = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
     f->state = FIBRE_READY;
     f->parity = 0;
+    f->copies.clear();
+    f->sets.clear();
     e.warp_live[i / WARP]++;
     context_start(&f->context, e.stacks + (size_t)i * STACK_BYTES, body);
 }
@@ -237,7 +278,7 @@ void emulate_run(dim3 grid, dim3 block, size_t shared_bytes, const std::function
 {
     e.n = block.x * block.y * block.z;
     if (e.n == 0 || e.n > THREADS_MAX || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
-        grid.y > 65535 || grid.z > 65535 || shared_bytes > 48u << 10) {
+        grid.y > 65535 || grid.z > 65535 || shared_bytes > SHARED_MAX) {
         stop("a launch that a device refuses");
     }
     if (!e.stacks) {

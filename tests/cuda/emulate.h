@@ -18,6 +18,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __grid_constant__
 #define __shared__      static
 #define __launch_bounds__(...)
 
@@ -26,6 +27,10 @@ struct dim3 {
     dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_)
     {
     }
+};
+
+struct uint2 {
+    uint32_t x, y;
 };
 
 struct uint4 {
@@ -41,7 +46,7 @@ extern struct emulate_place emulate_place;
 inline dim3 &threadIdx = emulate_place.thread, &blockIdx = emulate_place.block,
             &blockDim = emulate_place.block_dim, &gridDim = emulate_place.grid_dim;
 
-#define EMULATE_WORDS 4
+#define EMULATE_WORDS 6
 
 void *emulate_shared();
 unsigned emulate_lane();
@@ -49,16 +54,28 @@ unsigned emulate_lane();
 const uint32_t (*emulate_share(const uint32_t *words, unsigned n))[EMULATE_WORDS];
 /* Aborts when p is not aligned: a GPU would trap. */
 void emulate_aligned(const void *p, size_t alignment);
+/* Copies that take place when all but the newest n sets of this thread are waited for. */
+void emulate_copy(void *to, const void *from, size_t size_bytes);
+void emulate_copies_commit();
+void emulate_copies_wait(unsigned n);
 void __syncthreads();
 void __syncwarp();
 
 template <class T> T __shfl_xor_sync(unsigned, T v, int with)
 {
-    uint32_t words[EMULATE_WORDS] = { 0, 0, 0, 0 };
+    uint32_t words[EMULATE_WORDS] = { 0 };
     static_assert(sizeof v <= sizeof words, "too wide");
     memcpy(words, &v, sizeof v);
     memcpy(&v, emulate_share(words, EMULATE_WORDS)[emulate_lane() ^ (unsigned)with], sizeof v);
     return v;
+}
+
+/* One fibre at a time. */
+template <class T> T atomicAdd(T *to, T v)
+{
+    T old = *to;
+    *to = old + v;
+    return old;
 }
 
 /* Runs the kernel; aborts with a line when threads wait for each other in vain. */

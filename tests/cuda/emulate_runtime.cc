@@ -218,6 +218,11 @@ static cudaError_t ask(cudaStream_t s, const deed &what)
     return cudaSuccess;
 }
 
+cudaError_t cudaFuncSetAttribute(const void *, int, int)
+{
+    return cudaSuccess;
+}
+
 static void check_launch(dim3 grid, dim3 block, size_t shared_bytes)
 {
     unsigned n = block.x * block.y * block.z;
@@ -351,8 +356,7 @@ cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *node, cudaGraph_t graph,
                                    const cudaGraphNode_t *after, size_t n_after,
                                    const struct cudaKernelNodeParams *params)
 {
-    if (n_after != (graph->nodes.empty() ? 0 : 1) ||
-        (n_after && after[0] != graph->nodes.back())) {
+    if (n_after != (graph->nodes.empty() ? 0 : 1) || (n_after && after[0] != graph->nodes.back())) {
         stop("a graph that is no chain");
     }
     *node = new emulate_node{ (unsigned)graph->nodes.size() };

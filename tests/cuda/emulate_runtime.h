@@ -54,6 +54,8 @@ cudaError_t cudaFreeHost(void *p);
 cudaError_t cudaHostRegister(void *p, size_t size, unsigned flags);
 cudaError_t cudaHostUnregister(void *p);
 
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+cudaError_t cudaFuncSetAttribute(const void *kernel, int attribute, int value);
 cudaError_t emulate_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                            const std::function<void()> &run);
 cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t stream);

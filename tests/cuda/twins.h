@@ -13,7 +13,7 @@ struct twins {
     struct backend *cpu, *cuda;
 };
 
-static const struct backend_limits twins_limits = { .max_rows = 96,
+static const struct backend_limits twins_limits = { .max_rows = 136,
                                                     .max_rows_wide = 96,
                                                     .max_k = 1088,
                                                     .max_m = 1024,

@@ -7,8 +7,8 @@
  * block for all spans of its row. Both do the same steps in the same order: the same bits. Scores: a thread for a
  * key and half of its components; values: a thread for a component. Tensor cores are for later; this form is bound by
  * its multiply-adds in prefill and by reading pages in decode. */
-#include "worker/cuda/dequant.cuh"
 #include "worker/cuda/reduce.cuh"
+#include "worker/cuda/tiles.cuh"
 #include "worker/cuda/vmath.cuh"
 
 #define THREADS      128
@@ -567,6 +567,7 @@ int cuda_attention(struct backend *b, const struct op_attention *op, struct err 
     struct cuda_backend *c = cuda_of(b);
     const struct kv_layer *l = &op->layout->layer[op->layer];
     struct attention_args a = {};
+    cuda_forget(c);
     if (op->n_rows == 0) {
         return 0;
     }

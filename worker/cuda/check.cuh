@@ -45,6 +45,17 @@ static inline int cuda_launched(const char *what, struct err *err)
     return cuda_check(cudaGetLastError(), what, err);
 }
 
+/* Once before a kernel asks for more than 48 KiB of shared memory. */
+static inline int cuda_allow_shared(const void *kernel, size_t shared_bytes, struct err *err)
+{
+    return shared_bytes <= 48u << 10
+               ? 0
+               : cuda_check(cudaFuncSetAttribute(kernel,
+                                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                 (int)shared_bytes),
+                            "shared memory", err);
+}
+
 static inline uint64_t round_up(uint64_t n, uint64_t to)
 {
     return (n + to - 1) / to * to;

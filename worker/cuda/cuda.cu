@@ -2,7 +2,7 @@
  * close and a full ring of staged arrays wait for it. */
 #include <stdlib.h>
 
-#include "worker/cuda/dequant.cuh"
+#include "worker/cuda/check.cuh"
 
 /* ---- work space ---- */
 
@@ -22,15 +22,7 @@ static int cuda_reserve(struct backend *b, const struct backend_limits *limits, 
     struct cuda_backend *c = cuda_of(b);
     struct backend_limits before = c->limits;
     backend_limits_widen(&c->limits, limits);
-    size_t codes = (size_t)c->limits.max_rows * c->limits.max_k; /* experts' rows come in pieces */
-    size_t columns_have = c->max_codes / 32 * sizeof *c->columns, codes_have = c->max_codes;
-    int rc = cuda_grow(c, (void **)&c->codes, &codes_have, codes, err) < 0 ||
-                     cuda_grow(c, (void **)&c->columns, &columns_have,
-                               codes / 32 * sizeof *c->columns, err) < 0
-                 ? -1
-                 : 0;
-    c->max_codes = rc == 0 ? codes_have : c->max_codes;
-    rc = rc == 0 ? cuda_attention_reserve(c, err) : rc;
+    int rc = cuda_matmul_reserve(c, err) < 0 ? -1 : cuda_attention_reserve(c, err);
     if (rc < 0 || b->dry) {
         c->limits = before;
     }
@@ -152,9 +144,9 @@ struct backend *cuda_open(const char *name, const struct backend_options *option
     c->base.budget_bytes = options->budget_bytes;
     c->base.margin_bytes = MARGIN_BYTES;
     if (cuda_check(cudaSetDevice(device), name, err) < 0 ||
-        cuda_check(cudaStreamCreate(&c->stream), name, err) < 0 ||
-        cuda_stage_create(c, err) < 0 || cuda_step_create(c, err) < 0 ||
-        cuda_mirror_create(c, err) < 0 || cuda_tables_create(c, err) < 0) {
+        cuda_check(cudaStreamCreate(&c->stream), name, err) < 0 || cuda_stage_create(c, err) < 0 ||
+        cuda_step_create(c, err) < 0 || cuda_mirror_create(c, err) < 0 ||
+        cuda_tables_create(c, err) < 0) {
         cuda_close(&c->base);
         return NULL;
     }

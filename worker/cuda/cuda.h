@@ -1,9 +1,8 @@
 /* The CUDA backend's inside: what its files share. Nothing outside worker/cuda includes this but backend.c (one row of
  * its table) and tests/cuda. One loop thread owns it; every launch goes to one stream, so ops happen in call order.
  *
- * Weights on the device: float types as in the file. A quantised row is cut in two planes, the blocks' bodies (a run of
- * whole 16 bytes, so that lanes load 16 aligned bytes) and then the rests (scales and what else is left), padded
- * to 16 bytes; dequant.cuh has the table. struct matrix then holds the device's address and strides. */
+ * Weights on the device: float types as in the file; a quantised matrix as tiles (tiles.cuh). struct matrix then holds the
+ * device's address; row_bytes is that of a group of 16 rows, expert_bytes of an expert's groups. */
 #pragma once
 
 #include <stdbool.h>
@@ -19,14 +18,9 @@ extern "C" {
 #define CUDA_STREAM void *
 #endif
 
-struct dequant_tables;
+struct tile_tables;
+struct product_chunk;
 struct weights_tensor;
-
-/* Columns of a product: activations as int8, 32 to a scale. */
-struct column_block {
-    float d;      /* of the 32 codes */
-    float sum[3]; /* d times the sum of codes 0..15, 16..31, all: what minimums multiply */
-};
 
 struct cuda_memory; /* one allocation, listed until close */
 struct cuda_tensor; /* one import: where it comes from, where it goes */
@@ -41,23 +35,41 @@ struct cuda_backend {
     CUDA_STREAM stream;
     int device;
     struct backend_limits limits;
-    struct cuda_memory *memory;    /* owned: everything this backend allocated */
-    struct cuda_tensor *tensors;   /* owned */
-    struct dequant_tables *tables; /* device */
-    int8_t *codes;                 /* device: quantised activations, [max_rows][max_k] at most */
-    struct column_block *columns;  /* device: [max_rows][max_k / 32] */
+    struct cuda_memory *memory;  /* owned: everything this backend allocated */
+    struct cuda_tensor *tensors; /* owned */
+    struct tile_tables *tables;  /* device */
+    int8_t *codes;               /* device: quantised activations (quantise.cuh) */
+    float *columns;              /* device: their scales and sums */
     size_t max_codes;
+    struct {
+        const float *x; /* what codes hold, NULL: nothing that is still true */
+        uint32_t x_stride, n, k;
+    } quantised;
+    uint32_t *order; /* device: experts' rows, and their chunks */
+    struct product_chunk *chunks;
+    uint32_t max_order;
+    struct {
+        const int32_t *experts; /* what order and chunks are about, or NULL */
+        uint32_t n, width;
+    } sorted;
     float *partials; /* device: attention's spans */
     size_t n_partials;
-    uint8_t *stage_host, *stage_device; /* host arrays on their way: one block, pinned on this side */
-    size_t stage_at, stage_sent;        /* filled so far; copied so far */
-    struct cuda_step *step;             /* owned: the list of a step's launches, kept graphs */
-    struct cuda_mirror *mirror;         /* owned: pages on their way to the host */
+    uint8_t *stage_host,
+        *stage_device;           /* host arrays on their way: one block, pinned on this side */
+    size_t stage_at, stage_sent; /* filled so far; copied so far */
+    struct cuda_step *step;      /* owned: the list of a step's launches, kept graphs */
+    struct cuda_mirror *mirror;  /* owned: pages on their way to the host */
 };
 
 static inline struct cuda_backend *cuda_of(struct backend *b)
 {
     return (struct cuda_backend *)(void *)b; /* base is its first member */
+}
+
+/* Every op but products says this first: memory that was quantised may be written. */
+static inline void cuda_forget(struct cuda_backend *c)
+{
+    c->quantised.x = NULL;
 }
 
 /* backend.c's row: name is cuda or cuda:N. Errors: ERR_NOT_FOUND without such a device, ERR_UNSUPPORTED for exact. */
@@ -87,7 +99,8 @@ int cuda_finish(struct backend *b, struct err *err);
 
 /* step.cu: a step's launches as one graph. Steps of one key (not 0) are the same launches. */
 struct cuda_step_counts {
-    uint64_t n_graphs, n_launched, n_plain, n_nodes_set; /* made; lists sent as one, by line; changes */
+    uint64_t n_graphs, n_launched, n_plain,
+        n_nodes_set; /* made; lists sent as one, by line; changes */
 };
 int cuda_step_create(struct cuda_backend *c, struct err *err);
 void cuda_step_destroy(struct cuda_backend *c);
@@ -116,11 +129,18 @@ int cuda_arrived(struct backend *b, uint64_t data_end, struct err *err);
 void cuda_release(struct backend *b, const uint8_t *base, size_t size_bytes);
 int cuda_tables_create(struct cuda_backend *c, struct err *err);
 
+/* Bytes of 16 rows of k values as tiles; 0 for types that stand as in the file. */
+uint64_t cuda_group_bytes(enum dtype dtype, uint64_t k);
+/* n_rows rows of the file's layout (device memory, the first of a group of 16) to tiles at out, on the stream. */
+int cuda_relay(struct cuda_backend *c, enum dtype dtype, const uint8_t *rows, uint64_t row_bytes,
+               uint32_t n_rows, uint32_t k, uint8_t *out, struct err *err);
+
 int cuda_embed(struct backend *b, const struct op_embed *op, struct err *err);
 int cuda_norm(struct backend *b, const struct op_norm *op, struct err *err);
 int cuda_matmul(struct backend *b, const struct op_matmul *op, struct err *err);
 int cuda_matmul_experts(struct backend *b, const struct op_matmul_experts *op, struct err *err);
 int cuda_matmul_check(struct backend *b, const struct matrix *w, struct err *err);
+int cuda_matmul_reserve(struct cuda_backend *c, struct err *err);
 int cuda_rope_table(struct backend *b, const struct op_rope_table *op, struct err *err);
 int cuda_rope(struct backend *b, const struct op_rope *op, struct err *err);
 int cuda_kv_store(struct backend *b, const struct op_kv_store *op, struct err *err);

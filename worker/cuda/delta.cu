@@ -122,6 +122,7 @@ int cuda_delta_net(struct backend *b, const struct op_delta_net *op, struct err 
     if (op->state_dim > STATE_DIM_MAX) {
         return err_set(err, ERR_UNSUPPORTED, "delta net state of %u", op->state_dim);
     }
+    cuda_forget(c);
     if (op->n_rows == 0) {
         return 0;
     }

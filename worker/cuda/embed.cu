@@ -1,26 +1,34 @@
 /* Embedding look-up: rows of any weight type, widened and scaled. A block for each row; bound by a launch, not by memory. */
-#include "worker/cuda/dequant.cuh"
+#include "worker/cuda/tiles.cuh"
 
 #define THREADS 128
 
 struct embed_args {
     struct device_matrix w;
     const int32_t *ids;
-    const struct dequant_tables *tables;
+    const struct tile_tables *tables;
     float scale;
     float *y;
 };
 
+/* A thread for the eight values that a lane holds of the row's tile. */
 template <enum dtype T> static __global__ void embed_kernel(struct embed_args a)
 {
-    const uint8_t *row = a.w.data + (uint64_t)a.ids[blockIdx.x] * a.w.row_bytes;
+    uint32_t id = (uint32_t)a.ids[blockIdx.x], g = id % 8, bottom = id % GROUP_ROWS / 8;
+    const uint8_t *group = a.w.data + (uint64_t)(id / GROUP_ROWS) * a.w.row_bytes;
     float *y = a.y + (uint64_t)blockIdx.x * a.w.k;
-    for (uint32_t at = threadIdx.x; at < a.w.k / 32; at += blockDim.x) {
-        struct tile t;
-        row_tile<T>(row, a.w.k, at, a.tables, &t);
-        for (uint32_t e = 0; e < 32; e++) {
-            float code = (float)(int8_t)(t.q[e / 4] >> (8 * (e % 4)));
-            y[32 * at + e] = (t.scale[e / 16] * code + t.nmin[e / 16]) * a.scale;
+    struct lane_book book = { codebook_source<T>(a.tables), 1, 0 };
+    for (uint32_t at = threadIdx.x; at < a.w.k / 8; at += blockDim.x) {
+        uint32_t t = at % 4, tile = at / 4, i = tile % format<T>::tiles, codes[4];
+        const uint8_t *round = group + (uint64_t)(tile / format<T>::tiles) * format<T>::round;
+        struct tile_scales s;
+        tile_codes<T>(round, 4 * g + t, i, &book, codes);
+        tile_scales_of<T>(round, g, i, &s);
+        uint32_t half = format<T>::sub16 ? t / 2 : 0;
+        float nmin = format<T>::has_min ? s.nmin[bottom][half] : 0.0f;
+        for (uint32_t e = 0; e < 8; e++) {
+            float code = (float)(int8_t)(codes[e / 4 * 2 + bottom] >> (8 * (e % 4)));
+            y[8 * at + e] = (s.scale[bottom][half] * code + nmin) * a.scale;
         }
     }
 }
@@ -38,6 +46,8 @@ int cuda_embed(struct backend *b, const struct op_embed *op, struct err *err)
 {
     struct cuda_backend *c = cuda_of(b);
     struct embed_args a = { device_matrix_of(op->w), NULL, c->tables, op->scale, op->y };
+    cuda_forget(c);
+    c->sorted.experts = NULL; /* a step begins */
     if (op->n_rows == 0) {
         return 0;
     }
@@ -50,7 +60,7 @@ int cuda_embed(struct backend *b, const struct op_embed *op, struct err *err)
     case DTYPE_##type:                                                                             \
         LAUNCH(embed_kernel<DTYPE_##type>, op->n_rows, THREADS, 0, c->stream, a);                  \
         break;
-        DEQUANT_TYPES(CASE)
+        TILE_TYPES(CASE)
 #undef CASE
     case DTYPE_F32:
         LAUNCH(embed_float_kernel<DTYPE_F32>, op->n_rows, THREADS, 0, c->stream, a);

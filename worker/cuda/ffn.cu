@@ -1,5 +1,6 @@
-/* What stands between matrix products: activations, residual sums, row copies. Elementwise, bound by reading and writing;
- * to be fused into the products' ends. The steps are rows.inc's. */
+/* What stands between matrix products: activations, residual sums, row copies. Elementwise, bound by reading and writing.
+ * An activation leaves its result quantised too: the product that follows reads that. The steps are rows.inc's. */
+#include "worker/cuda/quantise.cuh"
 #include "worker/cuda/vmath.cuh"
 
 #define THREADS     256
@@ -28,23 +29,32 @@ static __device__ __forceinline__ float act_one(enum op_act_kind kind, float g, 
     return 0.0f;
 }
 
-static __global__ void act_kernel(struct op_act op)
+static __global__ void act_kernel(struct op_act op, struct quantise_to to)
 {
+    ptx_let_others_start();
     uint32_t j = blockIdx.y * THREADS + threadIdx.x, i = blockIdx.x;
     if (j < op.width) {
         float g = op.g[(uint64_t)i * op.g_stride + (op.g_width == 1 ? 0 : j)];
         float u = op.u ? op.u[(uint64_t)i * op.u_stride + j] : 1.0f;
-        op.y[(uint64_t)i * op.y_stride + j] = act_one(op.kind, g, u);
+        float y = act_one(op.kind, g, u);
+        op.y[(uint64_t)i * op.y_stride + j] = y;
+        if (to.codes) { /* whole warps: width is whole tiles */
+            quantise_value(&to, i, j / 32, j % 32, y);
+        }
     }
 }
 
 int cuda_act(struct backend *b, const struct op_act *op, struct err *err)
 {
+    struct cuda_backend *c = cuda_of(b);
+    cuda_forget(c);
     if (op->n_rows == 0) {
         return 0;
     }
-    LAUNCH(act_kernel, dim3(op->n_rows, blocks_of(op->width, THREADS)), THREADS, 0,
-           cuda_of(b)->stream, *op);
+    struct quantise_to to = quantise_room(c, op->n_rows, op->width);
+    LAUNCH(act_kernel, dim3(op->n_rows, blocks_of(op->width, THREADS)), THREADS, 0, c->stream, *op,
+           to);
+    quantise_remember(c, &to, op->y, op->y_stride, op->n_rows);
     return cuda_launched("act", err);
 }
 
@@ -66,6 +76,7 @@ static __global__ void add_kernel(struct op_add op)
 
 int cuda_add(struct backend *b, const struct op_add *op, struct err *err)
 {
+    cuda_forget(cuda_of(b));
     if (op->n_rows == 0) {
         return 0;
     }
@@ -85,6 +96,7 @@ static __global__ void gather_kernel(struct op_gather op, const uint32_t *index)
 int cuda_gather(struct backend *b, const struct op_gather *op, struct err *err)
 {
     struct cuda_backend *c = cuda_of(b);
+    cuda_forget(c);
     if (op->n_rows == 0) {
         return 0;
     }

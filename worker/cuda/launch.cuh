@@ -12,6 +12,7 @@ struct cuda_line {
     dim3 grid, block;
     uint32_t shared_bytes, n_args;
     uint32_t args_at, bytes; /* in the list's memory: n_args pointers' offsets, then the values */
+    bool early;              /* may begin while the line before still runs: it waits by itself */
 #if defined(HEARTH_EMULATED)
     emulate_bind *bind; /* a pointer alone does not say how to call it */
 #endif
@@ -44,7 +45,7 @@ template <class... P> static std::function<void()> cuda_bind_of(const void *kern
 
 template <class... P, size_t... I>
 static bool cuda_collect(struct cuda_step *step, void (*kernel)(P...), dim3 grid, dim3 block,
-                         size_t shared_bytes, std::index_sequence<I...>, P... args)
+                         size_t shared_bytes, bool early, std::index_sequence<I...>, P... args)
 {
     typedef std::tuple<P...> values_of;
     uint32_t *offsets;
@@ -61,6 +62,7 @@ static bool cuda_collect(struct cuda_step *step, void (*kernel)(P...), dim3 grid
     line->grid = grid;
     line->block = block;
     line->shared_bytes = (uint32_t)shared_bytes;
+    line->early = early;
 #if defined(HEARTH_EMULATED)
     line->bind = cuda_bind_of<P...>;
 #endif
@@ -68,20 +70,43 @@ static bool cuda_collect(struct cuda_step *step, void (*kernel)(P...), dim3 grid
 }
 
 template <class... P, class... A>
-static void cuda_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                        cudaStream_t stream, const A &...args)
+static void cuda_launch_now(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                            [[maybe_unused]] bool early, cudaStream_t stream, const A &...args)
 {
-    struct cuda_step *step = cuda_step_collecting(stream);
-    if (step && cuda_collect<P...>(step, kernel, grid, block, shared_bytes,
-                                   std::index_sequence_for<P...>(), (P)args...)) {
-        return;
-    }
 #if !defined(HEARTH_EMULATED)
-    kernel<<<grid, block, shared_bytes, stream>>>(args...);
+    cudaLaunchAttribute attribute = {};
+    cudaLaunchConfig_t config = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = early ? 1 : 0;
+    (void)cudaLaunchKernelEx(&config, kernel, (P)args...); /* its error waits for cuda_launched */
 #else
     emulate_launch(grid, block, shared_bytes, stream, [=] { kernel(args...); });
 #endif
 }
 
+template <class... P, class... A>
+static void cuda_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                        bool early, cudaStream_t stream, const A &...args)
+{
+    struct cuda_step *step = cuda_step_collecting(stream);
+    if (!step || !cuda_collect<P...>(step, kernel, grid, block, shared_bytes, early,
+                                     std::index_sequence_for<P...>(), (P)args...)) {
+        cuda_launch_now(kernel, grid, block, shared_bytes, early, stream, args...);
+    }
+}
+
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                     \
-    cuda_launch(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+    cuda_launch(kernel, grid, block, shared_bytes, false, stream, __VA_ARGS__)
+/* For kernels that touch nothing that other kernels write before ptx_wait_for_others: they begin while the kernel before
+ * ends (programmatic dependent launch, sm_90 and later). */
+#define LAUNCH_EARLY(kernel, grid, block, shared_bytes, stream, ...)                               \
+    cuda_launch(kernel, grid, block, shared_bytes, true, stream, __VA_ARGS__)
+/* Past the list, which the caller has flushed: not a part of the step. */
+#define LAUNCH_NOW(kernel, grid, block, shared_bytes, stream, ...)                                 \
+    cuda_launch_now(kernel, grid, block, shared_bytes, false, stream, __VA_ARGS__)

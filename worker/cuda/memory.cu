@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 #define STAGE_BYTES ((size_t)8 << 20) /* page tables of 16 sequences of 32k take 64 KiB a layer */
-#define STAGE_ALIGN 256               /* so that addresses move only when a table outgrows 64 pages */
+#define STAGE_ALIGN 256 /* so that addresses move only when a table outgrows 64 pages */
 #define DRY_AT      ((uintptr_t)4096) /* an address for what is only counted */
 
 struct cuda_memory {
@@ -140,9 +140,9 @@ int cuda_copy(struct backend *b, void *to, const void *from, size_t size_bytes, 
     struct cuda_backend *c = cuda_of(b);
     return cuda_step_flush(c, err) < 0
                ? -1
-               : cuda_check(cudaMemcpyAsync(to, from, size_bytes, cudaMemcpyDeviceToDevice,
-                                            c->stream),
-                            "copy", err);
+               : cuda_check(
+                     cudaMemcpyAsync(to, from, size_bytes, cudaMemcpyDeviceToDevice, c->stream),
+                     "copy", err);
 }
 
 int cuda_clear(struct backend *b, void *memory, size_t size_bytes, struct err *err)

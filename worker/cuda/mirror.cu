@@ -91,8 +91,9 @@ static bool pinned(struct cuda_mirror *m, const uint8_t *host, uint64_t bytes)
             if (l.pinned[i]) {
                 continue;
             }
-            cudaError_t rc = m->refused ? cudaSuccess
-                                        : cudaHostRegister(l.base + at, size, cudaHostRegisterMapped);
+            cudaError_t rc = m->refused
+                                 ? cudaSuccess
+                                 : cudaHostRegister(l.base + at, size, cudaHostRegisterMapped);
             if (m->refused || rc != cudaSuccess) {
                 if (!m->refused) {
                     log_warn("cuda: the state's mirror is not registered: %s; it is copied slowly",
@@ -117,8 +118,8 @@ static __global__ void mirror_kernel(const struct backend_run *runs)
     uint64_t units = run.width / sizeof(struct uint4);
     for (uint64_t at = threadIdx.x; at < units * run.height; at += THREADS) {
         uint64_t off = at / units * run.pitch + at % units * sizeof(struct uint4);
-        *(struct uint4 *)((uint8_t *)run.host + off) =
-            *(const struct uint4 *)((const uint8_t *)run.device + off);
+        *(struct uint4 *)((uint8_t *)run.host +
+                          off) = *(const struct uint4 *)((const uint8_t *)run.device + off);
     }
 }
 

@@ -148,6 +148,7 @@ int cuda_moe_route(struct backend *b, const struct op_moe_route *op, struct err 
         return err_set(err, ERR_UNSUPPORTED, "%u experts, %u used: at most %d", op->n_experts,
                        op->n_used, EXPERTS_MAX);
     }
+    cuda_of(b)->sorted.experts = NULL;
     if (op->n_rows == 0) {
         return 0;
     }
@@ -171,6 +172,7 @@ static __global__ void sum_kernel(struct op_moe_sum op)
 
 int cuda_moe_sum(struct backend *b, const struct op_moe_sum *op, struct err *err)
 {
+    cuda_forget(cuda_of(b));
     if (op->n_rows == 0) {
         return 0;
     }

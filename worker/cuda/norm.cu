@@ -1,11 +1,12 @@
 /* RMS and layer norms: a block for each vector. Sums in double as on the CPU, in the tree of reduce.cuh; reads x twice, the
- * second time from cache. */
-#include "worker/cuda/reduce.cuh"
+ * second time from cache. A whole row's result is left quantised too: products mostly come next. */
+#include "worker/cuda/quantise.cuh"
 
 #define THREADS 128
 
-static __global__ void norm_kernel(struct op_norm op)
+static __global__ void norm_kernel(struct op_norm op, struct quantise_to to)
 {
+    ptx_let_others_start();
     __shared__ double slots[THREADS / WARP];
     uint64_t at = (uint64_t)blockIdx.y * op.width, own = op.w_per_group ? at : 0;
     const float *x = op.x + (uint64_t)blockIdx.x * op.x_stride + at;
@@ -26,15 +27,26 @@ static __global__ void norm_kernel(struct op_norm op)
     for (uint32_t j = threadIdx.x; j < op.width; j += THREADS) {
         float v = (x[j] - shift) * scale;
         v = op.w ? v * op.w[own + j] : v;
-        y[j] = op.b ? v + op.b[own + j] : v;
+        v = op.b ? v + op.b[own + j] : v;
+        y[j] = v;
+        if (to.codes) { /* whole warps: width is whole tiles */
+            quantise_value(&to, blockIdx.x, j / 32, j % 32, v);
+        }
     }
 }
 
 int cuda_norm(struct backend *b, const struct op_norm *op, struct err *err)
 {
+    struct cuda_backend *c = cuda_of(b);
+    cuda_forget(c);
     if (op->n_rows == 0) {
         return 0;
     }
-    LAUNCH(norm_kernel, dim3(op->n_rows, op->n_groups), THREADS, 0, cuda_of(b)->stream, *op);
+    struct quantise_to to = {};
+    if (op->n_groups == 1) {
+        to = quantise_room(c, op->n_rows, op->width);
+    }
+    LAUNCH(norm_kernel, dim3(op->n_rows, op->n_groups), THREADS, 0, c->stream, *op, to);
+    quantise_remember(c, &to, op->y, op->y_stride, op->n_rows);
     return cuda_launched("norm", err);
 }

@@ -7,15 +7,7 @@
 
 #if !defined(HEARTH_EMULATED)
 
-/* c + sum of four products of signed bytes. */
-static __device__ __forceinline__ int ptx_dp4a(uint32_t a, uint32_t b, int c)
-{
-    int d;
-    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-}
-
-/* Bytes of {y, x} (y the upper four) picked by the nibbles of `s`, three bits each. */
+/* Bytes of {y, x} (y the upper four) picked by the nibbles of `s`, three bits each; the fourth: its sign, eight times. */
 static __device__ __forceinline__ uint32_t ptx_prmt(uint32_t x, uint32_t y, uint32_t s)
 {
     uint32_t d;
@@ -23,34 +15,65 @@ static __device__ __forceinline__ uint32_t ptx_prmt(uint32_t x, uint32_t y, uint
     return d;
 }
 
-/* c(16, 8) += a(16, 16) b(16, 8), signed bytes. With g = lane / 4, t = lane % 4: a[0] row g, a[1] row g + 8, both
- * k 4t..4t+3; b the same k of column g; c[0], c[1] row g columns 2t, 2t + 1, c[2], c[3] row g + 8. */
-static __device__ __forceinline__ void ptx_mma_k16(int c[4], const uint32_t a[2], uint32_t b)
-{
-    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
-        "{%0,%1,%2,%3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b));
-}
-
-/* The same over k of 32: a[2], a[3] and b[1] are k 16 + 4t.. of the same rows and column. */
-static __device__ __forceinline__ void ptx_mma_k32(int c[4], const uint32_t a[4],
-                                                   const uint32_t b[2])
+/* d(16, 8) = c + a(16, 32) b(32, 8), signed bytes. With g = lane / 4, t = lane % 4: a[0] row g, a[1] row g + 8, both four k
+ * of their own for each t, a[2] and a[3] the same rows, four more; b[0], b[1] the same k of column g. d and c: [0], [1]
+ * row g, columns 2t and 2t + 1; [2], [3] row g + 8. */
+static __device__ __forceinline__ void ptx_mma_k32(int d[4], const uint32_t a[4],
+                                                   const uint32_t b[2], const int c[4])
 {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+        "{%10,%11,%12,%13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]),
+          "r"(c[2]), "r"(c[3]));
 }
 
-/* 16 aligned bytes of weights, read once: past the first cache. */
-static __device__ __forceinline__ uint4 ptx_load_weights(const uint8_t *p)
+/* Asks for 16 (4) bytes from global to shared memory, both aligned; there after a wait. */
+static __device__ __forceinline__ void ptx_copy16(void *shared, const void *global)
 {
-    uint4 v;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-        : "l"(p));
-    return v;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(shared)),
+                 "l"(global)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void ptx_copy4(void *shared, const void *global)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(shared)),
+                 "l"(global)
+                 : "memory");
+}
+
+/* Closes a set of this thread's copies; waits until all but the newest N sets are there, for this thread. */
+static __device__ __forceinline__ void ptx_copies_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+template <int N> static __device__ __forceinline__ void ptx_copies_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+/* Launched early (LAUNCH_EARLY): nothing that other kernels wrote may be read before. */
+static __device__ __forceinline__ void ptx_wait_for_others()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* Those launched early may take what room is left; they wait for this kernel's end by themselves. */
+static __device__ __forceinline__ void ptx_let_others_start()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+static __device__ __forceinline__ void ptx_aligned(const void *, uint32_t)
+{
 }
 
 /* 4 and 2 aligned bytes through the read-only cache. */
@@ -66,11 +89,6 @@ static __device__ __forceinline__ uint32_t ptx_load16(const void *p)
     uint16_t v;
     asm("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
     return v;
-}
-
-static __device__ __forceinline__ void ptx_prefetch(const void *p)
-{
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
 static __device__ __forceinline__ float ptx_f32_of_f16(uint32_t bits)
@@ -90,12 +108,9 @@ static __device__ __forceinline__ uint16_t ptx_f16_of_f32(float f)
 
 #else
 
-static inline int ptx_dp4a(uint32_t a, uint32_t b, int c)
+static inline void ptx_aligned(const void *p, uint32_t alignment)
 {
-    for (int i = 0; i < 4; i++) {
-        c += (int8_t)(a >> (8 * i)) * (int8_t)(b >> (8 * i));
-    }
-    return c;
+    emulate_aligned(p, alignment);
 }
 
 static inline uint32_t ptx_prmt(uint32_t x, uint32_t y, uint32_t s)
@@ -103,36 +118,64 @@ static inline uint32_t ptx_prmt(uint32_t x, uint32_t y, uint32_t s)
     uint64_t both = (uint64_t)y << 32 | x;
     uint32_t d = 0;
     for (int i = 0; i < 4; i++) {
-        d |= (uint32_t)(both >> (8 * ((s >> (4 * i)) & 7)) & 255) << (8 * i);
+        uint32_t pick = s >> (4 * i) & 15, byte = (uint32_t)(both >> (8 * (pick & 7))) & 255;
+        d |= (pick & 8 ? (byte & 128 ? 255 : 0) : byte) << (8 * i);
     }
     return d;
 }
 
-static inline void ptx_mma_k16(int c[4], const uint32_t a[2], uint32_t b)
+static inline int ptx_dot4(uint32_t a, uint32_t b)
 {
-    const uint32_t mine[3] = { a[0], a[1], b };
-    const uint32_t(*all)[EMULATE_WORDS] = emulate_share(mine, 3);
+    int sum = 0;
+    for (int i = 0; i < 4; i++) {
+        sum += (int8_t)(a >> (8 * i)) * (int8_t)(b >> (8 * i));
+    }
+    return sum;
+}
+
+static inline void ptx_mma_k32(int d[4], const uint32_t a[4], const uint32_t b[2], const int c[4])
+{
+    const uint32_t mine[6] = { a[0], a[1], a[2], a[3], b[0], b[1] };
+    const uint32_t(*all)[EMULATE_WORDS] = emulate_share(mine, 6);
     unsigned lane = emulate_lane(), g = lane / 4, t = lane % 4;
     for (unsigned i = 0; i < 4; i++) {
-        unsigned column = 2 * t + i % 2;
+        const uint32_t(*x)[EMULATE_WORDS] = all + 4 * (2 * t + i % 2);
+        int sum = c[i];
         for (unsigned s = 0; s < 4; s++) {
-            c[i] = ptx_dp4a(all[4 * g + s][i / 2], all[4 * column + s][2], c[i]);
+            const uint32_t *row = all[4 * g + s];
+            sum += ptx_dot4(row[i / 2], x[s][4]) + ptx_dot4(row[2 + i / 2], x[s][5]);
         }
+        d[i] = sum;
     }
 }
 
-static inline void ptx_mma_k32(int c[4], const uint32_t a[4], const uint32_t b[2])
+/* Shared memory is written at the wait only, so that what is read too early is seen. */
+static inline void ptx_copy16(void *shared, const void *global)
 {
-    ptx_mma_k16(c, a, b[0]);
-    ptx_mma_k16(c, a + 2, b[1]);
+    emulate_copy(shared, global, 16);
 }
 
-static inline uint4 ptx_load_weights(const uint8_t *p)
+static inline void ptx_copy4(void *shared, const void *global)
 {
-    uint4 v;
-    emulate_aligned(p, 16);
-    memcpy(&v, p, sizeof v);
-    return v;
+    emulate_copy(shared, global, 4);
+}
+
+static inline void ptx_copies_commit()
+{
+    emulate_copies_commit();
+}
+
+template <int N> static inline void ptx_copies_wait()
+{
+    emulate_copies_wait(N);
+}
+
+static inline void ptx_wait_for_others()
+{
+}
+
+static inline void ptx_let_others_start()
+{
 }
 
 static inline uint32_t ptx_load32(const void *p)
@@ -149,10 +192,6 @@ static inline uint32_t ptx_load16(const void *p)
     emulate_aligned(p, 2);
     memcpy(&v, p, sizeof v);
     return v;
-}
-
-static inline void ptx_prefetch(const void *)
-{
 }
 
 static inline float ptx_f32_of_f16(uint32_t bits)

@@ -59,6 +59,7 @@ int cuda_rope(struct backend *b, const struct op_rope *op, struct err *err)
 {
     struct cuda_backend *c = cuda_of(b);
     uint32_t pairs = op->n_heads * op->n_pairs, width = op->n_heads * op->head_dim;
+    cuda_forget(c);
     if (op->n_rows == 0) {
         return 0;
     }

@@ -12,8 +12,8 @@ extern "C" {
 #include "proto/log.h"
 }
 
-#define LINES_FIRST 256
-#define BYTES_FIRST ((size_t)64 << 10)
+#define LINES_FIRST  256
+#define BYTES_FIRST  ((size_t)64 << 10)
 #define VALUES_ALIGN 16
 
 struct list {
@@ -117,8 +117,8 @@ struct cuda_line *cuda_step_line(struct cuda_step *step, uint32_t n_args, size_t
 }
 
 /* What the runtime wants of a line; valid until the next. */
-static cudaError_t params_of(struct cuda_step *s, const struct list *l, const struct cuda_line *line,
-                             struct cudaKernelNodeParams *out)
+static cudaError_t params_of(struct cuda_step *s, const struct list *l,
+                             const struct cuda_line *line, struct cudaKernelNodeParams *out)
 {
     if (line->n_args > s->args_max) {
         void *args = realloc((void *)s->args, line->n_args * sizeof *s->args);
@@ -178,6 +178,24 @@ static struct kept *find_kept(struct cuda_step *s, uint64_t key)
     return oldest;
 }
 
+/* Line i behind the one before: behind its end or, launched early, behind the moment at which that one lets it begin. */
+static cudaError_t add_node(const struct kept *k, uint32_t i, const struct cudaKernelNodeParams *p)
+{
+#if !defined(HEARTH_EMULATED)
+    if (i > 0 && k->list.lines[i].early) {
+        cudaGraphEdgeData edge = {};
+        edge.from_port = cudaGraphKernelNodePortProgrammatic;
+        edge.type = cudaGraphDependencyTypeProgrammatic;
+        cudaError_t rc = cudaGraphAddKernelNode(&k->nodes[i], k->graph, NULL, 0, p);
+        return rc == cudaSuccess
+                   ? cudaGraphAddDependencies(k->graph, &k->nodes[i - 1], &k->nodes[i], &edge, 1)
+                   : rc;
+    }
+#endif
+    return cudaGraphAddKernelNode(&k->nodes[i], k->graph, i ? &k->nodes[i - 1] : NULL, i ? 1 : 0,
+                                  p);
+}
+
 /* A chain of kernels. */
 static cudaError_t make_graph(struct cuda_step *s, struct kept *k)
 {
@@ -188,8 +206,7 @@ static cudaError_t make_graph(struct cuda_step *s, struct kept *k)
     for (uint32_t i = 0; rc == cudaSuccess && i < l->n; i++) {
         rc = params_of(s, l, &l->lines[i], &p);
         if (rc == cudaSuccess) {
-            rc = cudaGraphAddKernelNode(&k->nodes[i], k->graph, i ? &k->nodes[i - 1] : NULL,
-                                        i ? 1 : 0, &p);
+            rc = add_node(k, i, &p);
         }
     }
     return rc == cudaSuccess ? cudaGraphInstantiate(&k->exec, k->graph, 0) : rc;

@@ -1,8 +1,8 @@
-/* Tensors from the segment to the device: float types as they stand, quantised rows cut in their two planes (cuda.h). The
- * cut is made by the host, a few MiB at a time; a kernel behind a ring of pinned buffers is to take its place. */
+/* Tensors from the segment to the device: float types as they stand, quantised rows re-laid as tiles there (relay.cu), a few
+ * MiB at a time. A ring of pinned buffers is to come between. */
 #include <stdlib.h>
 
-#include "worker/cuda/dequant.cuh"
+#include "worker/cuda/tiles.cuh"
 
 extern "C" {
 #include "proto/rows16.h"
@@ -11,37 +11,14 @@ extern "C" {
 }
 
 #define CHUNK_BYTES ((size_t)4 << 20)
-#define ROW_ALIGN   16 /* of a row on the device: the widest load */
 
 struct cuda_tensor {
     struct cuda_tensor *next;
-    struct weights_tensor from; /* data in the mapping: read when it has arrived */
-    uint8_t *device;            /* owned; by the first one of a stack of experts */
-    uint64_t row_bytes, stride; /* there and here */
+    struct weights_tensor from;      /* data in the mapping: read when it has arrived */
+    uint8_t *device;                 /* owned; by the first one of a stack of experts */
+    uint64_t row_bytes, group_bytes; /* of a row there; of 16 rows here, 0: as there */
     bool there;
 };
-
-struct cut {
-    enum dtype dtype;
-    uint32_t begin, body, rest; /* of a block: the body's place, and what is left around it */
-};
-
-static const struct cut cuts[] = {
-#define CUT(type, n_values, begin, n_body, n_rest, two, minimums)                                  \
-    { DTYPE_##type, begin, n_body, n_rest },
-    DEQUANT_TYPES(CUT)
-#undef CUT
-};
-
-static const struct cut *cut_of(enum dtype dtype)
-{
-    for (const struct cut &c : cuts) {
-        if (c.dtype == dtype) {
-            return &c;
-        }
-    }
-    return NULL;
-}
 
 /* ---- codebooks ---- */
 
@@ -57,7 +34,7 @@ static void expand_octets(const uint16_t *grid, uint32_t n, const uint8_t values
 int cuda_tables_create(struct cuda_backend *c, struct err *err)
 {
     static const uint8_t iq2[3] = { 8, 25, 43 }, iq1[3] = { 0xf8, 0, 8 };
-    struct dequant_tables *t = (struct dequant_tables *)calloc(1, sizeof *t);
+    struct tile_tables *t = (struct tile_tables *)calloc(1, sizeof *t);
     if (!t) {
         return err_set(err, ERR_NO_MEMORY, "cuda: codebooks");
     }
@@ -74,28 +51,13 @@ int cuda_tables_create(struct cuda_backend *c, struct err *err)
             }
         }
     }
-    c->tables = (struct dequant_tables *)cuda_alloc(&c->base, sizeof *t, err);
+    c->tables = (struct tile_tables *)cuda_alloc(&c->base, sizeof *t, err);
     int rc = c->tables ? c->base.ops->upload(&c->base, c->tables, t, sizeof *t, err) : -1;
     free(t);
     return rc;
 }
 
 /* ---- tensors ---- */
-
-/* One row of blocks to its planes. */
-static void cut_row(const struct cut *cut, const uint8_t *row, uint32_t n_blocks, uint8_t *out)
-{
-    uint8_t *rest = out + (size_t)n_blocks * cut->body;
-    uint32_t after = cut->rest - cut->begin;
-    for (uint32_t b = 0; b < n_blocks; b++) {
-        memcpy(out, row + cut->begin, cut->body);
-        memcpy(rest, row, cut->begin);
-        memcpy(rest + cut->begin, row + cut->begin + cut->body, after);
-        out += cut->body;
-        rest += cut->rest;
-        row += cut->body + cut->rest;
-    }
-}
 
 /* Row i of a tensor in the file's layout; buffer takes one that has to be picked out of its group. */
 static const uint8_t *file_row(const struct weights_tensor *t, uint64_t row_bytes, uint64_t i,
@@ -111,29 +73,46 @@ static const uint8_t *file_row(const struct weights_tensor *t, uint64_t row_byte
     return buffer;
 }
 
-/* All rows, in chunks; stride: of a row on the device. */
-static int upload_rows(struct cuda_backend *c, const struct cuda_tensor *own, const struct cut *cut,
-                       struct err *err)
+/* Rows i .. i + n of the tensor, of one expert, in the file's layout, to the chunk. */
+static void gather_rows(const struct cuda_tensor *own, uint64_t i, uint64_t n, uint8_t *row,
+                        uint8_t *chunk)
+{
+    for (uint64_t r = 0; r < n; r++) {
+        memcpy(chunk + r * own->row_bytes, file_row(&own->from, own->row_bytes, i + r, row),
+               own->row_bytes);
+    }
+}
+
+/* All rows, in chunks of whole groups. */
+static int upload_rows(struct cuda_backend *c, const struct cuda_tensor *own, struct err *err)
 {
     const struct weights_tensor *t = &own->from;
-    uint64_t row_bytes = own->row_bytes, stride = own->stride;
-    uint64_t n_rows = t->ne[1] * t->ne[2], at_once = CHUNK_BYTES / stride;
-    at_once = at_once < 1 ? 1 : at_once < n_rows ? at_once : n_rows;
-    uint8_t *chunk = (uint8_t *)calloc(at_once, stride), *row = (uint8_t *)malloc(row_bytes);
-    int rc = chunk && row ? 0 : err_set(err, ERR_NO_MEMORY, "a chunk of rows");
-    for (uint64_t i = 0; rc == 0 && i < n_rows; i += at_once) {
-        uint64_t n = n_rows - i < at_once ? n_rows - i : at_once;
-        for (uint64_t r = 0; r < n; r++) {
-            const uint8_t *from = file_row(t, row_bytes, i + r, row);
-            if (cut) {
-                cut_row(cut, from, (uint32_t)(row_bytes / (cut->body + cut->rest)),
-                        chunk + r * stride);
-            } else {
-                memcpy(chunk + r * stride, from, row_bytes);
-            }
-        }
-        rc = c->base.ops->upload(&c->base, own->device + i * stride, chunk, n * stride, err);
+    uint64_t row_bytes = own->row_bytes, m = t->ne[1];
+    uint64_t at_once = CHUNK_BYTES / row_bytes / GROUP_ROWS * GROUP_ROWS;
+    at_once = at_once < GROUP_ROWS ? GROUP_ROWS : at_once < m ? at_once : round_up(m, GROUP_ROWS);
+    uint8_t *chunk = (uint8_t *)malloc(at_once * row_bytes), *row = (uint8_t *)malloc(row_bytes);
+    uint8_t *staged = (uint8_t *)cuda_alloc(&c->base, at_once * row_bytes, err), *to = own->device;
+    int rc = staged ? 0 : -1;
+    if (rc == 0 && (!chunk || !row)) {
+        rc = err_set(err, ERR_NO_MEMORY, "a chunk of rows");
     }
+    for (uint64_t i = 0, n; rc == 0 && i < m * t->ne[2]; i += n) {
+        n = m - i % m < at_once ? m - i % m : at_once;
+        gather_rows(own, i, n, row, chunk);
+        rc = c->base.ops->upload(&c->base, staged, chunk, n * row_bytes, err);
+        if (rc == 0 && own->group_bytes) {
+            rc = cuda_relay(c, t->dtype, staged, row_bytes, (uint32_t)n, (uint32_t)t->ne[0], to,
+                            err);
+            to += round_up(n, GROUP_ROWS) / GROUP_ROWS * own->group_bytes;
+        } else if (rc == 0) {
+            rc = cuda_check(
+                cudaMemcpyAsync(to, staged, n * row_bytes, cudaMemcpyDeviceToDevice, c->stream),
+                "rows", err);
+            to += n * row_bytes;
+        }
+    }
+    rc = rc == 0 ? cuda_finish(&c->base, err) : rc;
+    cuda_free(&c->base, staged);
     free(chunk);
     free(row);
     return rc;
@@ -141,13 +120,12 @@ static int upload_rows(struct cuda_backend *c, const struct cuda_tensor *own, co
 
 static int upload_tensor(struct cuda_backend *c, const struct cuda_tensor *own, struct err *err)
 {
-    const struct cut *cut = cut_of(own->from.dtype);
     uint64_t n_rows = own->from.ne[1] * own->from.ne[2];
     if (own->row_bytes * n_rows == 0) {
         return 0;
     }
-    if (cut || own->from.layout == WEIGHTS_LAYOUT_ROWS16) {
-        return upload_rows(c, own, cut, err);
+    if (own->group_bytes || own->from.layout == WEIGHTS_LAYOUT_ROWS16) {
+        return upload_rows(c, own, err);
     }
     return c->base.ops->upload(&c->base, own->device, own->from.data, own->row_bytes * n_rows, err);
 }
@@ -165,9 +143,10 @@ int cuda_import_experts(struct backend *b, const struct weights_tensor *const *t
     if (dtype_size(t->dtype, t->ne[0], &row_bytes, err) < 0) {
         return err_wrap(err, "tensor %s", t->name);
     }
-    /* Vectors and tables of floats are read as one run of values. */
-    uint64_t stride = cut_of(t->dtype) ? round_up(row_bytes, ROW_ALIGN) : row_bytes;
-    uint64_t bytes = stride * t->ne[1] * t->ne[2];
+    uint64_t group_bytes = cuda_group_bytes(t->dtype, t->ne[0]);
+    uint64_t expert_bytes = group_bytes ? round_up(t->ne[1], GROUP_ROWS) / GROUP_ROWS * group_bytes
+                                        : row_bytes * t->ne[1];
+    uint64_t bytes = expert_bytes * t->ne[2];
     uint8_t *device = (uint8_t *)cuda_alloc(b, bytes * n, err);
     if (!device) {
         return err_wrap(err, "tensor %s", t->name);
@@ -181,7 +160,7 @@ int cuda_import_experts(struct backend *b, const struct weights_tensor *const *t
         own->from = *tensors[e];
         own->device = device + e * bytes;
         own->row_bytes = row_bytes;
-        own->stride = stride;
+        own->group_bytes = group_bytes;
         own->next = c->tensors;
         c->tensors = own;
     }
@@ -192,8 +171,8 @@ int cuda_import_experts(struct backend *b, const struct weights_tensor *const *t
     out.k = (uint32_t)t->ne[0];
     out.m = (uint32_t)t->ne[1];
     out.n_experts = (uint32_t)t->ne[2] * n;
-    out.row_bytes = stride;
-    out.expert_bytes = stride * t->ne[1];
+    out.row_bytes = group_bytes ? group_bytes : row_bytes;
+    out.expert_bytes = expert_bytes;
     out.data = device;
     *m = out;
     return 0;

@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""What each kernel takes of a multiprocessor, from what ptxas says while it compiles: resources.py LOG...
+
+    ninja -C build-cuda -t clean hearth_engine; ninja -C build-cuda hearth_engine > log; tests/cuda/resources.py log
+
+(the build adds -Xptxas=-v; a compiler cache replays the words). Prints a table for tests/bench/RESULTS.md: registers, stack, spills and
+static shared memory of each kernel over its instances. Exit status 1 when a decode kernel spills or keeps a stack.
+"""
+
+import re
+import subprocess
+import sys
+
+DECODE = {"few_kernel", "float_kernel", "quantise_kernel", "decode_kernel", "attention_kernel", "merge_kernel",
+          "store_kernel", "norm_kernel", "act_kernel", "add_kernel", "rope_kernel", "route_kernel",
+          "sum_kernel", "sort_kernel", "delta_kernel", "embed_kernel", "embed_float_kernel"}
+ENTRY = re.compile(r"Compiling entry function '(?P<name>[^']+)' for '(?P<arch>sm_\w+)'"
+                   r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes"
+                   r".*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)", re.DOTALL)
+
+
+def plain(mangled):
+    """The kernel, and what tells its instances apart: 'few_kernel', the type's number, other numbers."""
+    kernel = re.match(r"_Z(?:N\d+_GLOBAL__N_\w+?)?(\d+)", mangled)
+    at = kernel.end()
+    name = mangled[at:at + int(kernel[1])]
+    dtype = re.search(r"IL5dtype(\d+)E", mangled)
+    return name, int(dtype[1]) if dtype else None, tuple(int(n) for n in re.findall(r"L[jib](\d+)E", mangled))
+
+
+def main():
+    table, bad = {}, []
+    for path in sys.argv[1:]:
+        with open(path, errors="replace") as log:
+            for found in ENTRY.finditer(log.read()):
+                name, dtype, rest = plain(found["name"])
+                shared = re.search(r"(\d+) bytes smem", found["rest"])
+                row = {"registers": int(found["registers"]), "stack": int(found["stack"]),
+                       "spilled": int(found["stores"]) + int(found["loads"]), "shared": int(shared[1]) if shared else 0}
+                table.setdefault((found["arch"], name, rest), {})[dtype] = row
+    print("| architecture | kernel | instances | registers | stack bytes | spilled bytes | static shared bytes |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for (arch, name, rest), instances in sorted(table.items()):
+        def span(field):
+            values = [row[field] for row in instances.values()]
+            return str(values[0]) if min(values) == max(values) else f"{min(values)}-{max(values)}"
+        shown = " ".join([name, *map(str, rest)])
+        print(f"| {arch} | {shown} | {len(instances)} | {span('registers')} | {span('stack')} | {span('spilled')} | {span('shared')} |")
+        for dtype, row in instances.items():
+            if name in DECODE and row["spilled"] + row["stack"] > 0:
+                bad.append(f"{arch}: {shown}, type {dtype}: {row['stack']} bytes of stack, {row['spilled']} spilled")
+    print("\n".join(bad), file=sys.stderr)
+    return 1 if bad or not table else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

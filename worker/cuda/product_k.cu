@@ -1,0 +1,9 @@
+/* Products of K types and those that look like them: instances of product.cuh, a file of their own as they take nvcc minutes. */
+#include "worker/cuda/product.cuh"
+
+extern const struct product_instance product_k[] = {
+#define ROW(type, ...) { DTYPE_##type, launch_product<DTYPE_##type> },
+    TILE_TYPES_K(ROW)
+#undef ROW
+        { DTYPE_F32, NULL },
+};

@@ -247,14 +247,19 @@ static void suggest(const struct catalog *c, const struct config *config, const 
     }
 }
 
+/* By its name, its file's name with or without the suffix, or the name of any of its parts. */
 static const struct catalog_file *find_file(const struct catalog *c, const char *name)
 {
     size_t len = strlen(name);
-    bool suffix = len > SUFFIX_LEN && strcasecmp(name + len - SUFFIX_LEN, SUFFIX) == 0;
+    unsigned part, count = 1;
+    len -= len > SUFFIX_LEN && strcasecmp(name + len - SUFFIX_LEN, SUFFIX) == 0 ? SUFFIX_LEN : 0;
+    size_t stem = part_of(name, len, &part, &count) ? len - PART_LEN : len;
     for (uint32_t i = 0; i < c->n_files; i++) {
         const char *have = c->files[i].name;
-        if (strcmp(have, name) == 0 || (suffix && strlen(have) == len - SUFFIX_LEN &&
-                                        strncmp(have, name, len - SUFFIX_LEN) == 0)) {
+        size_t have_len = strlen(have);
+        if (strcmp(have, name) == 0 || (have_len == len && strncmp(have, name, len) == 0) ||
+            (have_len == stem && strncmp(have, name, stem) == 0 &&
+             c->files[i].n_expected == count)) {
             return &c->files[i];
         }
     }

@@ -69,6 +69,12 @@ static void catalog_lists_split_files_as_one(void **state)
     assert_ok(catalog_find(&catalog, &config, "big", &pick, &err), err);
     assert_int_equal(pick.file.n_parts, 2);
     assert_true(pick.file.size_bytes == 200);
+    static const char *const parts[] = { "big-00001-of-00002", "big-00002-of-00002.gguf" };
+    for (int i = 0; i < 2; i++) {
+        assert_ok(catalog_find(&catalog, &config, parts[i], &pick, &err), err);
+        assert_string_equal(pick.file.name, "big");
+    }
+    assert_int_equal(catalog_find(&catalog, &config, "big-00001-of-00003", &pick, &err), -1);
     assert_int_equal(catalog_find(&catalog, &config, "half", &pick, &err), -1);
     assert_non_null(strstr(err.text, "part 3 of 3 is missing"));
 }

@@ -112,7 +112,9 @@ size_t json_len(const struct json *value)
 
 struct json *json_at(const struct json *array, size_t i)
 {
-    return out(i < json_len(array) ? json_object_array_get_idx(in(array), i) : NULL);
+    return out(json_kind(array) == JSON_ARRAY && i < json_len(array)
+                   ? json_object_array_get_idx(in(array), i)
+                   : NULL);
 }
 
 struct json *json_member(const struct json *object, size_t i, const char **key)

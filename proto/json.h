@@ -29,7 +29,7 @@ void json_destroy(struct json **value);
 
 enum json_kind json_kind(const struct json *value); /* NULL is JSON_NULL */
 
-/* Object member, borrowed, or NULL; array element, borrowed. */
+/* Object member, or array element, borrowed; NULL when there is none, also of a value of another kind. */
 struct json *json_find(const struct json *object, const char *key);
 size_t json_len(const struct json *array_or_object);
 struct json *json_at(const struct json *array, size_t i);

@@ -5,15 +5,19 @@
 #include <string.h>
 
 #include "clients/gateway/server.h"
+#include "proto/utf8.h"
 
 struct json *fields_body(const struct exchange *x, struct problem *p)
 {
     struct err err = { 0 };
     size_t len;
     const char *text = exchange_body(x, &len);
-    struct json *body = len ? json_parse(text, len, &err) : NULL;
+    bool clean = utf8_valid(text, len); /* json-c lets overlong forms through */
+    struct json *body = len && clean ? json_parse(text, len, &err) : NULL;
     if (!len) {
         problem_set(p, 400, NULL, NULL, "the request has no body; a JSON object is wanted");
+    } else if (!clean) {
+        problem_set(p, 400, NULL, NULL, "the body is no JSON: it is not well-formed UTF-8");
     } else if (!body && err.code == ERR_NONE) {
         problem_set(p, 400, NULL, NULL, "the body is null; a JSON object is wanted");
     } else if (!body) {

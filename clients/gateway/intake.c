@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/random.h>
 
 #include "clients/gateway/ids.h"
@@ -56,10 +57,51 @@ static const struct route *find_route(struct server *s, struct exchange *x, bool
     return NULL;
 }
 
-static int check_length(struct exchange *x, struct problem *p)
+struct framing {
+    int n_lengths, n_codings;
+    const char *length, *coding;
+};
+
+static enum MHD_Result count_framing(void *cls, enum MHD_ValueKind kind, const char *name,
+                                     const char *value)
 {
-    const char *text = header_of(x->connection, "Content-Length");
-    unsigned long long length = text ? strtoull(text, NULL, 10) : 0;
+    struct framing *f = cls;
+    (void)kind;
+    if (strcasecmp(name, "Content-Length") == 0) {
+        f->n_lengths++;
+        f->length = value;
+    }
+    if (strcasecmp(name, "Transfer-Encoding") == 0) {
+        f->n_codings++;
+        f->coding = value;
+    }
+    return MHD_YES;
+}
+
+#define BAD_FRAMING                                                                                \
+    "invalid_framing" /* where the next request begins is not known: the line closes */
+
+/* One way to say where the body ends: a proxy before us might believe the other one. */
+static int check_framing(struct exchange *x, struct problem *p)
+{
+    struct framing f = { 0 };
+    MHD_get_connection_values(x->connection, MHD_HEADER_KIND, count_framing, &f);
+    if (f.n_lengths + f.n_codings > 1) {
+        exchange_header(x, "Connection", "close");
+        return problem_set(p, 400, "Content-Length", BAD_FRAMING,
+                           "more than one header says how long the body is");
+    }
+    if (f.coding && strcasecmp(f.coding, "chunked") != 0) {
+        exchange_header(x, "Connection", "close");
+        return problem_set(p, 501, "Transfer-Encoding", BAD_FRAMING,
+                           "Transfer-Encoding '%.40s' is not known", f.coding);
+    }
+    if (f.n_lengths + f.n_codings == 0 && strcmp(x->method, "POST") == 0) {
+        exchange_header(x, "Connection", "close");
+        return problem_set(p, 411, "Content-Length", BAD_FRAMING,
+                           "no header says how long the body is; a JSON object is wanted");
+    }
+    unsigned long long length = f.length ? strtoull(f.length, NULL, 10) : 0;
     return length > SERVER_BODY_MAX
                ? problem_set(p, 413, NULL, "request_too_large", "a body of %llu bytes, at most %u",
                              length, SERVER_BODY_MAX)
@@ -110,7 +152,7 @@ static int check(struct server *s, struct exchange *x, struct problem *p)
                                    x->method, x->path)
                      : problem_set(p, 404, NULL, "unknown_path", "there is no /%s here", x->path);
     }
-    return check_ids(x, p) < 0 ? -1 : check_length(x, p);
+    return check_ids(x, p) < 0 ? -1 : check_framing(x, p);
 }
 
 static struct exchange *exchange_create(struct server *s, struct MHD_Connection *connection,
@@ -236,7 +278,8 @@ enum MHD_Result intake_request(void *cls, struct MHD_Connection *connection, con
         *context = x;
         /* Refused from its headers alone: a large body need not come at all. */
         const char *length = x && x->refusal ? header_of(connection, "Content-Length") : NULL;
-        if (length && strtoull(length, NULL, 10) > SERVER_SWALLOW_MAX) {
+        if ((length && strtoull(length, NULL, 10) > SERVER_SWALLOW_MAX) ||
+            (x && x->refusal && strcmp(x->refusal->code, BAD_FRAMING) == 0)) {
             x->begun = true;
             return refuse(x);
         }

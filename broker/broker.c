@@ -270,11 +270,14 @@ void broker_drain_keeper(struct broker *b)
 {
     static struct keeper_event event;
     for (int i = 0; i < MESSAGES_PER_TURN; i++) {
-        int got = keeper_line_recv(b->keeper, &event, &b->fatal);
+        struct err err = { 0 };
+        int got = keeper_line_recv(b->keeper, &event, &err);
+        if (got < 0) {
+            b->fatal = err;
+        }
         if (got <= 0) {
             return;
         }
-        b->fatal = (struct err){ 0 };
         on_keeper(b, &event);
     }
     broker_alarm(b, b->now_ms);

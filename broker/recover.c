@@ -221,7 +221,10 @@ static void recover_segments(struct broker *b)
 void recover_end(struct broker *b)
 {
     uint32_t n_live = 0;
-    shards_scan(&b->shards);
+    if (shards_scan(&b->shards, &b->fatal) < 0) {
+        err_wrap(&b->fatal, "the journal");
+        return; /* the next broker may find it open */
+    }
     for (uint32_t i = 0; i < list.n_segments; i++) {
         unsigned uid;
         struct shard *shard = sscanf(list.segments[i].tag, "shard %u", &uid) == 1

@@ -96,7 +96,8 @@ static struct shard *open_shard(struct shards *s, uid_t uid, struct err *err)
     shard->fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     shard->fd_readonly = shard->fd < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (shard->fd_readonly < 0) {
-        err_set_errno(err, ERR_IO, "open %s", path);
+        bool scarce = errno == EMFILE || errno == ENFILE || errno == ENOMEM;
+        err_set_errno(err, scarce ? ERR_NO_MEMORY : ERR_IO, "open %s", path);
         goto fail;
     }
     if (journal_map(&shard->journal, shard->fd, true, err) < 0) {
@@ -114,28 +115,36 @@ fail:
     return NULL;
 }
 
-void shards_scan(struct shards *s)
+int shards_scan(struct shards *s, struct err *err)
 {
     DIR *dir = opendir(s->dir);
     struct dirent *entry;
-    while (dir && (entry = readdir(dir))) {
+    int status = dir || errno == ENOENT ? 0 : err_set_errno(err, ERR_IO, "read %s", s->dir);
+    while (dir && status == 0 && (entry = readdir(dir))) {
         unsigned uid;
         int used = 0;
-        struct err err = { 0 };
+        struct err why = { 0 };
         if (sscanf(entry->d_name, "shard-%u%n", &uid, &used) != 1 || entry->d_name[used]) {
             continue;
         }
-        if (!open_shard(s, uid, &err)) {
+        if (open_shard(s, uid, &why)) {
+            continue;
+        }
+        if (why.code == ERR_BAD_FILE || why.code == ERR_IO) {
             char from[SHARDS_PATH_BYTES + 32], to[SHARDS_PATH_BYTES + 64];
             path_of(s, uid, from, sizeof from);
             snprintf(to, sizeof to, "%s/damaged-%u", s->dir, uid);
-            log_error("journal: %s; it is set aside as %s", err.text, to);
+            log_error("journal: %s; it is set aside as %s", why.text, to);
             rename(from, to);
+        } else { /* no descriptor, no memory: what is in it is as good as ever */
+            *err = why;
+            status = -1;
         }
     }
     if (dir) {
         closedir(dir);
     }
+    return status;
 }
 
 struct shard *shards_find(struct shards *s, uid_t uid)

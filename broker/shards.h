@@ -33,8 +33,9 @@ struct shards {
 /* Finds or makes the directory. */
 int shards_open_dir(struct shards *s, const char *run, struct err *err);
 
-/* Maps every shard file that is there; a damaged one is set aside with an error in the log. */
-void shards_scan(struct shards *s);
+/* Maps every shard file that is there; a damaged one is set aside with an error in the log. ERR_NO_MEMORY, ERR_IO: one that
+ * may be sound cannot be opened (no descriptor, no memory), and whoever went on without it would make a new one in its place. */
+int shards_scan(struct shards *s, struct err *err);
 
 /* The principal's shard, made when it is new. NULL: ERR_BUSY (too many), ERR_NO_MEMORY (the tmpfs is full), ERR_IO. */
 struct shard *shards_get(struct broker *b, uid_t uid, struct err *err);

@@ -39,10 +39,7 @@ void workers_init(struct broker *b)
 
 void workers_clear(struct workers *t)
 {
-    for (uint32_t i = 0; i < t->n; i++) {
-        free(t->list[i].grants);
-    }
-    *t = (struct workers){ 0 };
+    memset(t, 0, sizeof *t);
 }
 
 struct worker *workers_find(struct workers *t, uint32_t child)
@@ -137,10 +134,7 @@ void workers_grant(struct broker *b, struct worker *w, uint64_t segment, bool wr
             return;
         }
     }
-    if (!w->grants) {
-        w->grants = calloc(WORKERS_GRANTS_MAX, sizeof *w->grants);
-    }
-    if (!w->grants || w->n_grants == WORKERS_GRANTS_MAX) {
+    if (w->n_grants == WORKERS_GRANTS_MAX) {
         log_error("worker %u: more than %d segments", w->child, WORKERS_GRANTS_MAX);
         return;
     }

@@ -53,8 +53,9 @@ struct worker {
     uint64_t strikes_ms[WORKERS_STRIKES]; /* the latest deaths by a fault; 0: none */
     bool killed;                          /* by our own watch */
     struct watch_worker watch;
-    struct err down;             /* why the device is down */
-    struct worker_grant *grants; /* owned */
+    struct err down; /* why the device is down */
+    struct worker_grant grants
+        [WORKERS_GRANTS_MAX]; /* here from the start: a grant that is lost would be waited for */
     uint32_t n_grants;
 };
 

@@ -177,7 +177,8 @@ static void damaged_slots_do_not_stop_it(void **state)
     struct rig r;
     begin(&r);
     leave_shard(&r, 31, false);
-    shards_scan(&r.b->shards);
+    struct err err = { 0 };
+    assert_ok(shards_scan(&r.b->shards, &err), err);
     struct journal *j = &r.b->shards.list[0].journal;
     journal_slot_at(j, 0)->log_off = UINT64_MAX - 8;
     journal_slot_at(j, 1)->extent_bytes = UINT64_MAX;

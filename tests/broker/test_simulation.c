@@ -29,6 +29,9 @@ static void cause_trouble(struct world *w)
     case 3:
         w->silent_until_ms = w->now_ms + draw(w, 3000); /* stopped, and goes on */
         break;
+    case 4: /* the wall clock jumps a day: nothing that was promised hangs on it */
+        w->unix_jump_ms = (draw(w, 3) - 1) * 86400000;
+        break;
     default:
         break;
     }

@@ -20,6 +20,7 @@ static inline void broker_born(struct world *w)
     struct broker *b = w->b = calloc(1, sizeof *b);
     assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
     w->line = pair[1];
+    w->broker_line = pair[0];
     b->heritage.broker_epoch = ++w->epoch;
     strcpy(b->heritage.run, w->dir);
     config_init(&b->config);
@@ -51,8 +52,10 @@ static inline void broker_dies(struct world *w)
     broker_close(w->b);
     free(w->b);
     close(w->line);
+    close(w->broker_line);
     lose_letters(w, NULL);
     w->n_broker_deaths++;
+    w->broken = false;
     broker_born(w);
     if (w->worker) {
         worker_hello(w);
@@ -85,7 +88,9 @@ static inline void deliver(struct world *w)
                                     .envelope_len = l.len,
                                     .payload = l.payload,
                                     .payload_len = l.payload_len };
+            world_in_broker = true;
             door_on_message(w->b, &msg);
+            world_in_broker = false;
         } else {
             const Hearth__Envelope *e = message_unpack(&arena, l.data, l.len, &err);
             struct link_peer worker = peer_of('W', w->worker);
@@ -108,8 +113,13 @@ static inline void world_step(struct world *w, bool fallible)
     work_children(w, fallible);
     deliver(w);
     work_line(w);
+    world_in_broker = true;
     broker_act(w->b);
+    world_in_broker = false;
     work_line(w);
+    if (w->broken) {
+        broker_dies(w);
+    }
     worker_step(w);
     clients_step(w);
 }
@@ -153,6 +163,7 @@ static inline void world_close(struct world *w)
     broker_close(w->b);
     free(w->b);
     close(w->line);
+    close(w->broker_line);
     lose_letters(w, NULL);
     munmap(w->progress_page, 8192);
     close(w->progress_fd);

@@ -149,6 +149,19 @@ static inline void on_bind(struct world *w, const Hearth__WorkerBind *m)
     worker_say(w, HEARTH__ENVELOPE__BODY_WORKER_NEED, &need);
 }
 
+static inline void say_bound(struct world *w, uint64_t model)
+{
+    Hearth__WorkerBound bound = HEARTH__WORKER_BOUND__INIT;
+    bound.model = model;
+    bound.has_ctx = bound.has_n_vocab = bound.has_n_sequences = true;
+    bound.has_piece_bytes_max = bound.has_generates = bound.generates = true;
+    bound.ctx = 4096;
+    bound.n_vocab = 1000;
+    bound.n_sequences = w->n_sequences;
+    bound.piece_bytes_max = 16;
+    worker_say(w, HEARTH__ENVELOPE__BODY_WORKER_BOUND, &bound);
+}
+
 static inline void on_state(struct world *w, const Hearth__WorkerState *m)
 {
     for (int i = 0; i < WORLD_MODELS; i++) {
@@ -158,15 +171,7 @@ static inline void on_state(struct world *w, const Hearth__WorkerState *m)
         w->bound[i].ready = true;
         w->bound[i].since_ms = w->now_ms;
         w->n_swaps++;
-        Hearth__WorkerBound bound = HEARTH__WORKER_BOUND__INIT;
-        bound.model = m->model;
-        bound.has_ctx = bound.has_n_vocab = bound.has_n_sequences = true;
-        bound.has_piece_bytes_max = bound.has_generates = bound.generates = true;
-        bound.ctx = 4096;
-        bound.n_vocab = 1000;
-        bound.n_sequences = w->n_sequences;
-        bound.piece_bytes_max = 16;
-        worker_say(w, HEARTH__ENVELOPE__BODY_WORKER_BOUND, &bound);
+        say_bound(w, m->model);
     }
 }
 
@@ -195,6 +200,11 @@ static inline void worker_hears(struct world *w, const Hearth__Envelope *e)
     struct world_held *h;
     switch (e->body_case) {
     case HEARTH__ENVELOPE__BODY_WELCOME:
+        for (int i = 0; i < WORLD_MODELS; i++) {
+            if (w->bound[i].ready) {
+                say_bound(w, w->bound[i].number);
+            }
+        }
         for (int i = 0; i < WORLD_HELD; i++) {
             if (w->held[i].open && w->held[i].finished) {
                 say_finished(w, &w->held[i]);

@@ -58,6 +58,7 @@ struct model_info {
     uint32_t ctx, ctx_train, n_vocab, n_sequences, n_embd, piece_bytes_max;
     bool generates;
     char arch[64], pooling[16];
+    char golden[48]; /* what the device answered when the model first ran (WorkerBound); empty: not asked */
 };
 
 /* Its text service. */

@@ -51,6 +51,8 @@ void models_say_bind(struct broker *b, struct model *m, struct worker *w)
                                                   : available;
     if (m->info.known) {
         bind.ctx = m->info.ctx; /* requests were admitted to this context: it is not cut later */
+        bind.has_golden = m->info.golden[0] != 0;
+        bind.golden = message_str(m->info.golden);
     }
     if (post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_BIND, &bind) == 0) {
         m->bind = BIND_ASKED;
@@ -134,6 +136,7 @@ void models_on_bound(struct broker *b, uint32_t child, const Hearth__WorkerBound
         bind_failed(b, m, &why);
         return;
     }
+    struct model_info before = m->info;
     m->info = (struct model_info){
         .known = true,
         .ctx = bound->ctx,
@@ -146,6 +149,10 @@ void models_on_bound(struct broker *b, uint32_t child, const Hearth__WorkerBound
     };
     message_copy(m->info.arch, sizeof m->info.arch, bound->arch);
     message_copy(m->info.pooling, sizeof m->info.pooling, bound->pooling);
+    if (before.golden[0] || !bound->has_golden ||
+        !message_copy(m->info.golden, sizeof m->info.golden, bound->golden)) {
+        memcpy(m->info.golden, before.golden, sizeof m->info.golden); /* the first one's word */
+    }
     m->bind = BIND_BOUND;
     parks_bound(b, m, bound->has_park_key ? bound->park_key : 0);
     m->bind_deaths = 0;

@@ -224,6 +224,23 @@ static int make_room(struct resident *r, struct err *err)
     return 0;
 }
 
+/* A device of its own may have come back from a fault wrong: then nothing of it is believed, and this process with it. */
+static int check_device(struct resident *r, struct err *err)
+{
+    if (!r->backend->ops->mirror) {
+        return 0;
+    }
+    if (golden_compute(r->forward, r->model, &r->state, park_engine(), r->golden, err) < 0) {
+        return -1;
+    }
+    if (golden_differs(r->options.golden, r->golden)) {
+        log_error("model %s: the device does not answer as it did when the model first ran on it",
+                  r->options.name);
+        _exit(err_exit_code(ERR_FAILED));
+    }
+    return 0;
+}
+
 int resident_start(struct resident *r, int state_fd, bool fresh, struct err *err)
 {
     assert(r->phase == RESIDENT_NEEDING);
@@ -243,7 +260,7 @@ int resident_start(struct resident *r, int state_fd, bool fresh, struct err *err
                                   r->state_map_bytes, err) < 0) {
         return -1;
     }
-    if (make_room(r, err) < 0) {
+    if (make_room(r, err) < 0 || check_device(r, err) < 0) {
         return -1;
     }
     r->phase = RESIDENT_READY;

@@ -14,6 +14,7 @@
 #include "worker/batch.h"
 #include "worker/evaluate.h"
 #include "worker/forward.h"
+#include "worker/golden.h"
 #include "worker/model.h"
 #include "worker/park.h"
 #include "worker/plan.h"
@@ -21,9 +22,9 @@
 #include "worker/sequence.h"
 #include "worker/state.h"
 
-#define RESIDENT_SEQUENCES    16   /* generations in flight when nobody says otherwise */
-#define RESIDENT_EVALUATIONS  64   /* waiting on one model */
-#define RESIDENT_TAG_BYTES    33   /* fingerprint as text, with its NUL */
+#define RESIDENT_SEQUENCES   16 /* generations in flight when nobody says otherwise */
+#define RESIDENT_EVALUATIONS 64 /* waiting on one model */
+#define RESIDENT_TAG_BYTES   33 /* fingerprint as text, with its NUL */
 
 enum resident_phase { RESIDENT_FREE, RESIDENT_READING, RESIDENT_NEEDING, RESIDENT_READY };
 
@@ -33,8 +34,9 @@ struct resident_options {
     char name[LIMIT_MODEL_NAME_BYTES];
     uint32_t ctx_len; /* 0: the file's, up to what fits */
     enum dtype k_type, v_type;
-    uint32_t n_sequences;     /* 0: RESIDENT_SEQUENCES */
-    uint64_t state_bytes_max; /* 0: a quarter of the machine's memory */
+    uint32_t n_sequences;      /* 0: RESIDENT_SEQUENCES */
+    uint64_t state_bytes_max;  /* 0: a quarter of the machine's memory */
+    char golden[GOLDEN_BYTES]; /* of the model's first run on this device; empty: this is it */
 };
 
 struct resident_evaluation {
@@ -49,7 +51,8 @@ struct resident_evaluation {
 struct resident {
     enum resident_phase phase;
     struct resident_options options;
-    struct backend *backend; /* borrowed */
+    char golden[GOLDEN_BYTES]; /* this run's; empty: not asked for */
+    struct backend *backend;   /* borrowed */
     struct weights weights;
     bool data_wanted; /* binding asked for data that is not there yet */
     struct model *model;

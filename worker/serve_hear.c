@@ -93,6 +93,9 @@ static void on_bind(struct serve *s, const Hearth__WorkerBind *bind)
         .state_bytes_max = bind->has_state_bytes_max ? bind->state_bytes_max : 0,
     };
     message_copy(options.name, sizeof options.name, bind->name);
+    if (bind->has_golden) {
+        message_copy(options.golden, sizeof options.golden, bind->golden);
+    }
     int fd = -1;
     if (read_kv_type(bind->has_kv_k, bind->kv_k, &options.k_type, &err) < 0 ||
         read_kv_type(bind->has_kv_v, bind->kv_v, &options.v_type, &err) < 0 ||

@@ -29,11 +29,21 @@ extern "C" {
 #define DYNAMIC_SHARED(type, name) type *name = (type *)emulate_shared()
 #endif
 
-/* 0, or -1 with the runtime's words behind ours. */
+/* Says in one line what the device said, and ends the process: after such an error nothing that this process asks of the
+ * device works, and nothing in the device's memory is believed. cuda.cu */
+[[noreturn]] void cuda_die(cudaError_t rc, const char *what);
+
+/* Whether rc is the device's end for this process. */
+bool cuda_is_fatal(cudaError_t rc);
+
+/* 0, or -1 with the runtime's words behind ours. Does not return when the device is lost. */
 static inline int cuda_check(cudaError_t rc, const char *what, struct err *err)
 {
     if (rc == cudaSuccess) {
         return 0;
+    }
+    if (cuda_is_fatal(rc)) {
+        cuda_die(rc, what);
     }
     return err_set(err, rc == cudaErrorMemoryAllocation ? ERR_NO_MEMORY : ERR_FAILED,
                    "cuda: %s: %s", what, cudaGetErrorString(rc));

@@ -1,8 +1,39 @@
 /* The CUDA backend: its device, memory, stream and table of ops. Launches queue up on one stream; only download, finish,
  * close and a full ring of staged arrays wait for it. */
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "worker/cuda/check.cuh"
+
+extern "C" {
+#include "proto/log.h"
+}
+
+/* ---- errors ---- */
+
+bool cuda_is_fatal(cudaError_t rc)
+{
+    static const cudaError_t fatal[] = {
+        cudaErrorECCUncorrectable,   cudaErrorIllegalAddress,    cudaErrorLaunchTimeout,
+        cudaErrorAssert,             cudaErrorHardwareStackError, cudaErrorIllegalInstruction,
+        cudaErrorMisalignedAddress,  cudaErrorInvalidAddressSpace, cudaErrorInvalidPc,
+        cudaErrorLaunchFailure,      cudaErrorDevicesUnavailable, cudaErrorContextIsDestroyed,
+        cudaErrorUnknown,
+    };
+    for (cudaError_t code : fatal) {
+        if (rc == code) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void cuda_die(cudaError_t rc, const char *what)
+{
+    log_error("cuda: %s: %s (%s): the device is lost to this process, it ends", what,
+              cudaGetErrorString(rc), cudaGetErrorName(rc));
+    _exit(err_exit_code(ERR_FAILED)); /* no clean-up: it would ask the device */
+}
 
 /* ---- work space ---- */
 

@@ -46,6 +46,9 @@ void *cuda_alloc(struct backend *b, size_t size_bytes, struct err *err)
         return NULL;
     }
     cudaError_t rc = cudaMalloc(&m->device, size);
+    if (cuda_is_fatal(rc)) {
+        cuda_die(rc, "allocate");
+    }
     if (rc != cudaSuccess) {
         cannot(c, size, cudaGetErrorString(rc), err);
         free(m);

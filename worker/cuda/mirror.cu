@@ -94,6 +94,9 @@ static bool pinned(struct cuda_mirror *m, const uint8_t *host, uint64_t bytes)
             cudaError_t rc = m->refused
                                  ? cudaSuccess
                                  : cudaHostRegister(l.base + at, size, cudaHostRegisterMapped);
+            if (cuda_is_fatal(rc)) {
+                cuda_die(rc, "register the state's mirror");
+            }
             if (m->refused || rc != cudaSuccess) {
                 if (!m->refused) {
                     log_warn("cuda: the state's mirror is not registered: %s; it is copied slowly",

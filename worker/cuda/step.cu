@@ -299,10 +299,13 @@ static struct kept *keep(struct cuda_step *s)
         rc = make_graph(s, k);
         s->counts.n_graphs += rc == cudaSuccess;
     }
+    if (cuda_is_fatal(rc)) {
+        cuda_die(rc, "a step as a graph");
+    }
     if (rc != cudaSuccess) {
         log_warn("cuda: a step as a graph: %s; steps are launched kernel by kernel",
                  cudaGetErrorString(rc));
-        (void)cudaGetLastError(); /* told here; one that is the device's own comes again */
+        (void)cudaGetLastError(); /* told here */
         s->plain = true;
         if (k->exec) {
             (void)cudaGraphExecDestroy(k->exec);

@@ -114,10 +114,13 @@ int main(int argc, char **argv)
     static struct option_list hashes;
     const char *address = "127.0.0.1:4327";
     bool new_key = false;
+    int64_t stuck_s = METRICS_STUCK_S;
     struct err err = { 0 };
     const struct option table[] = {
         { "listen", 0, OPTION_STRING, &address, "HOST:PORT", "where to listen; port 0: any", NULL },
         { "key-hash", 0, OPTION_STRINGS, &hashes, "HEX", "the hash of a key that may ask", NULL },
+        { "stuck", 0, OPTION_INT, &stuck_s, "SECONDS",
+          "without a token /health calls the engine stuck", NULL },
         { "new-key", 0, OPTION_FLAG, &new_key, NULL, "print a new key and its hash", NULL },
         { 0 },
     };
@@ -130,6 +133,7 @@ int main(int argc, char **argv)
     if (new_key) {
         return print_new_key();
     }
+    metrics_stuck_after((uint32_t)stuck_s);
     sigset_t signals;
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);

@@ -13,9 +13,6 @@
 #include "clients/gateway/text.h"
 #include "clients/hearth.h"
 
-#define STUCK_MS                                                                                   \
-    60000 /* a generation that has begun and says nothing for so long is stuck, and so is its engine */
-
 /* Bounds of the histograms, seconds. */
 static const double first_bounds[] = { 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300 };
 static const double next_bounds[] = { 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1 };
@@ -34,7 +31,9 @@ static struct {
     struct histogram first, next;
     uint32_t n_live; /* generations that have begun to speak */
     uint64_t last_token_ms;
-} all = { .lock = PTHREAD_MUTEX_INITIALIZER };
+    uint64_t stuck_ms;              /* so long without a token is stuck */
+    uint64_t standing, standing_ms; /* how far everybody's generations were, and since when */
+} all = { .lock = PTHREAD_MUTEX_INITIALIZER, .stuck_ms = METRICS_STUCK_S * 1000 };
 
 static void observe(struct histogram *h, const double *bounds, size_t n, double seconds)
 {
@@ -96,12 +95,38 @@ void metrics_end(bool had_tokens)
     pthread_mutex_unlock(&all.lock);
 }
 
-uint64_t metrics_stuck_ms(void)
+void metrics_stuck_after(uint32_t seconds)
 {
+    all.stuck_ms = seconds * 1000ull;
+}
+
+/* Where all requests of this hearth that generate stand, as one number; 0: none does. */
+static uint64_t standing_of(const struct json *status)
+{
+    const struct json *requests = json_find(status, "requests");
+    uint64_t sum = 0;
+    for (size_t i = 0; i < json_len(requests); i++) {
+        const struct json *r = json_at(requests, i), *state = json_find(r, "state");
+        if (json_kind(state) == JSON_STRING && strcmp(json_as_str(state, NULL), "decode") == 0) {
+            sum = sum * 1000003 + (uint64_t)json_as_int(json_find(r, "completion_tokens")) + 1;
+        }
+    }
+    return sum;
+}
+
+/* Milliseconds since any generation of ours, or of any other client as far as we have looked, went on; 0: none is in its midst. */
+static uint64_t silent_ms(const struct json *status)
+{
+    uint64_t now = exchange_now_ms(), standing = standing_of(status);
     pthread_mutex_lock(&all.lock);
-    uint64_t ms = all.n_live ? exchange_now_ms() - all.last_token_ms : 0;
+    uint64_t own = all.n_live ? now - all.last_token_ms : 0;
+    if (standing != all.standing) {
+        all.standing = standing;
+        all.standing_ms = now;
+    }
+    uint64_t others = standing ? now - all.standing_ms : 0;
     pthread_mutex_unlock(&all.lock);
-    return ms;
+    return own > others ? own : others;
 }
 
 /* ---- the page ---- */
@@ -195,6 +220,30 @@ static long long int_of(const struct json *object, const char *key)
     return (long long)json_as_int(json_find(object, key));
 }
 
+/* Requests of all clients by what they do: the queue's length among them. */
+static void say_requests(struct text *t, const struct json *requests)
+{
+    static const char *const states[] = { "rendering", "queued", "prefill", "decode" };
+    say_head(t, "hearth_requests", "gauge", "requests of all clients by their state");
+    for (size_t k = 0; k < sizeof states / sizeof states[0]; k++) {
+        size_t n = 0;
+        for (size_t i = 0; i < json_len(requests); i++) {
+            const struct json *state = json_find(json_at(requests, i), "state");
+            n += json_kind(state) == JSON_STRING &&
+                 strcmp(json_as_str(state, NULL), states[k]) == 0;
+        }
+        say(t, "hearth_requests{state=\"%s\"} %zu\n", states[k], n);
+    }
+}
+
+static void say_device(struct text *t, const struct json *device)
+{
+    say(t, "hearth_memory_bytes{owner=\"device\",what=\"used\"} %lld\n",
+        int_of(device, "memory_used_bytes"));
+    say(t, "hearth_memory_bytes{owner=\"device\",what=\"budget\"} %lld\n",
+        int_of(device, "memory_bytes"));
+}
+
 static void say_status(struct text *t, const struct json *status)
 {
     char a[128], b[128];
@@ -216,6 +265,7 @@ static void say_status(struct text *t, const struct json *status)
         int_of(m, "journal_used_bytes"));
     say(t, "hearth_memory_bytes{owner=\"journal\",what=\"budget\"} %lld\n",
         int_of(m, "journal_bytes"));
+    say_device(t, json_find(status, "device"));
     list = json_find(status, "models");
     say_head(t, "hearth_model_requests", "gauge", "requests of a model, by its state");
     for (size_t i = 0; i < json_len(list); i++) {
@@ -224,8 +274,10 @@ static void say_status(struct text *t, const struct json *status)
         say(t, "hearth_model_requests{model=\"%s\",state=\"%s\"} %lld\n", a, b,
             int_of(json_at(list, i), "requests"));
     }
-    say_head(t, "hearth_requests", "gauge", "requests of all clients that wait or run");
-    say(t, "hearth_requests %zu\n", json_len(json_find(status, "requests")));
+    say_requests(t, json_find(status, "requests"));
+    say_head(t, "hearth_last_token_age_seconds", "gauge",
+             "since a generation went on; 0: none is in its midst");
+    say(t, "hearth_last_token_age_seconds %.3f\n", (double)silent_ms(status) / 1e3);
 }
 
 /* The broker's status as JSON, or NULL with a problem. */
@@ -262,20 +314,20 @@ void metrics_health(struct exchange *x, struct hearth *h)
 {
     struct problem p;
     struct json *status = status_of(h, &p);
-    uint64_t silent_ms = metrics_stuck_ms();
+    uint64_t silent = silent_ms(status);
     if (!status) {
         problem_reply(x, &p);
     } else if (!json_as_bool(json_find(status, "ready"))) {
         problem_set(&p, 503, NULL, "not_ready", "Loading model");
         problem_reply(x, &p);
-    } else if (silent_ms > STUCK_MS) {
+    } else if (silent > all.stuck_ms) {
         problem_set(&p, 503, NULL, "stuck", "the engine has said nothing for %llu s",
-                    (unsigned long long)silent_ms / 1000);
+                    (unsigned long long)silent / 1000);
         problem_reply(x, &p);
     } else {
         struct json *o = json_new_object();
         json_set(o, "status", json_new_str("ok", 2));
-        json_set(o, "last_token_age_ms", json_new_int((int64_t)silent_ms));
+        json_set(o, "last_token_age_ms", json_new_int((int64_t)silent));
         exchange_reply_json(x, 200, o);
     }
     json_destroy(&status);

@@ -18,8 +18,9 @@ void metrics_first(double ms, uint32_t n_cached);
 void metrics_next(double ms);
 void metrics_end(bool had_tokens);
 
-/* Milliseconds since the last token of any generation that is in its midst; 0 when none is. */
-uint64_t metrics_stuck_ms(void);
+#define METRICS_STUCK_S 60
+/* Generations that have begun and do not go on for so long are stuck, and so is their engine: /health says so. At the start. */
+void metrics_stuck_after(uint32_t seconds);
 
 /* GET /metrics and GET /health. */
 void metrics_page(struct exchange *x, struct hearth *h);

@@ -1,12 +1,15 @@
 #include "clients/gateway/models.h"
 
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "clients/gateway/exchange.h"
 #include "clients/gateway/fields.h"
 #include "clients/gateway/problem.h"
 #include "clients/gateway/server.h"
+#include "clients/gateway/sse.h"
 #include "clients/gateway/text.h"
 #include "clients/hearth.h"
 
@@ -126,23 +129,113 @@ void models_one(struct exchange *x, struct hearth *h)
     }
 }
 
-static void load_or_unload(struct exchange *x, struct hearth *h, bool load)
+/* ---- load and unload ---- */
+
+#define LOAD_LOOK_MS 200 /* so often a load in progress is looked at */
+
+struct wish {
+    const char *model;
+    bool stream;
+};
+
+static const struct field wish_fields[] = {
+    { "model", FIELD_STRING, offsetof(struct wish, model), 0, 0, NULL },
+    { "stream", FIELD_BOOL, offsetof(struct wish, stream), 0, 0, NULL },
+    { 0 },
+};
+
+/* {"model", "status": {"value"}, "elapsed_ms"} */
+static struct json *progress_json(const char *model, const char *value, uint64_t ms)
 {
-    static const struct field fields[] = { { "model", FIELD_STRING, 0, 0, 0, NULL }, { 0 } };
-    const char *model = NULL;
-    struct problem problem;
+    struct json *o = json_new_object(), *status = json_new_object();
+    json_set(o, "model", text_json(model, strlen(model)));
+    json_set(status, "value", json_new_str(value, strlen(value)));
+    json_set(o, "status", status);
+    json_set(o, "elapsed_ms", json_new_int((int64_t)ms));
+    return o;
+}
+
+/* What a model is just now, in llama.cpp's words; "unloaded" when nobody can say. */
+static const char *look_at(struct hearth *h, const char *model)
+{
     struct hearth_error error;
+    struct err err;
+    const char *value = "unloaded";
+    char *text = hearth_status(h, true, &error);
+    struct json *status = text ? json_parse(text, strlen(text), &err) : NULL;
+    struct json *one = models_of(status, NULL, model);
+    const char *now = json_as_str(json_find(json_find(one, "status"), "value"), NULL);
+    static const char *const words[] = { "loaded", "loading", "sleeping" };
+    for (size_t i = 0; one && i < sizeof words / sizeof words[0]; i++) {
+        value = strcmp(now, words[i]) == 0 ? words[i] : value; /* its text dies with the answer */
+    }
+    json_destroy(&one);
+    json_destroy(&status);
+    free(text);
+    return value;
+}
+
+/* Loads, and says in a stream how that goes: an event for each change, and one a second. */
+static int load(struct exchange *x, struct hearth *h, const struct wish *wish, struct problem *p)
+{
+    struct sse sse = { .x = x };
+    struct hearth_error error;
+    const char *said = "";
+    uint64_t begun = exchange_now_ms(), said_ms = 0;
+    enum hearth_result got;
+    if (hearth_load_begin(h, wish->model, false, &error) < 0) {
+        return problem_of_error(p, &error);
+    }
+    while ((got = hearth_load_next(h, wish->stream ? LOAD_LOOK_MS : -1, &error)) ==
+           HEARTH_TIMEOUT) {
+        const char *value = look_at(h, wish->model);
+        uint64_t now = exchange_now_ms();
+        if (strcmp(value, said) != 0 || now - said_ms >= 1000) {
+            said = value;
+            said_ms = now;
+            if (sse_json(&sse, progress_json(wish->model, value, now - begun)) < 0) {
+                return problem_set(p, 499, NULL, NULL, "the client left");
+            }
+        }
+    }
+    if (got != HEARTH_TOKEN) {
+        return problem_of_error(p, &error);
+    }
+    if (wish->stream) {
+        sse_json(&sse, progress_json(wish->model, "loaded", exchange_now_ms() - begun));
+    }
+    return 0;
+}
+
+static int unload(struct exchange *x, struct hearth *h, const struct wish *wish, struct problem *p)
+{
+    struct sse sse = { .x = x };
+    struct hearth_error error;
+    if (hearth_unload(h, wish->model, &error) < 0) {
+        return problem_of_error(p, &error);
+    }
+    if (wish->stream) {
+        sse_json(&sse, progress_json(wish->model, "unloaded", 0));
+    }
+    return 0;
+}
+
+static void load_or_unload(struct exchange *x, struct hearth *h, bool loads)
+{
+    struct wish wish = { 0 };
+    struct problem problem;
     struct json *body = fields_body(x, &problem);
-    int result = body ? fields_read(fields, body, &model, x, &problem) : -1;
-    if (result == 0 && !model) {
+    int result = body ? fields_read(wish_fields, body, &wish, x, &problem) : -1;
+    if (result == 0 && !wish.model) {
         result = problem_set(&problem, 400, "model", "invalid_value", "'model' is wanted");
     }
-    if (result == 0 &&
-        (load ? hearth_load(h, model, false, &error) : hearth_unload(h, model, &error)) < 0) {
-        result = problem_of_error(&problem, &error);
+    if (result == 0) {
+        result = loads ? load(x, h, &wish, &problem) : unload(x, h, &wish, &problem);
     }
     if (result < 0) {
         problem_reply(x, &problem);
+    } else if (wish.stream) {
+        sse_done(x);
     } else {
         struct json *o = json_new_object();
         json_set(o, "success", json_new_bool(true));

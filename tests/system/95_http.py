@@ -1,10 +1,13 @@
 """The HTTP gateway: every endpoint, whole and streamed, equal to the programs' answers; errors; clients that leave; deaths."""
 import base64
+import http.client
 import json
 import os
 import re
+import signal
 import socket
 import struct
+import subprocess
 import threading
 
 from house import House, main, partial_of, wait_for
@@ -196,9 +199,41 @@ def streams_survive_deaths(house):
              if alive(house) else None)
 
 
+def loading_is_told(house):
+    unloaded = stream(house, "/models/unload", {"model": "hearth-tiny"})
+    assert unloaded[-1] is None and unloaded[-2]["status"]["value"] == "unloaded", unloaded
+    told = stream(house, "/models/load", {"model": "hearth-tiny"})
+    assert told[-1] is None and told[-2]["model"] == "hearth-tiny" and told[-2]["status"]["value"] == "loaded", told
+    assert all(e["elapsed_ms"] >= 0 and e["status"]["value"] in ("unloaded", "loading", "sleeping", "loaded") for e in told[:-1])
+    assert post(house, "/models/load", {"model": "hearth-tony", "stream": True}, 404)["error"]["code"] == "model_not_found"
+
+
+def health_tells_when_the_engine_is_stuck(house):
+    """A worker that is stopped in the midst of another client's answer, until the broker's watch replaces it."""
+    program = os.path.join(os.environ.get("HEARTH_BIN", ""), "hearth-http")
+    with subprocess.Popen([program, "--listen", "127.0.0.1:0", "--stuck", "1"], env=house.env, stderr=subprocess.PIPE, text=True) as own:
+        try:
+            port = int(re.search(r"listens at http://127\.0\.0\.1:(\d+)", own.stderr.readline()).group(1))
+
+            def health():
+                c = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
+                c.request("GET", "/health")
+                r = c.getresponse()
+                return r.status, json.loads(r.read())
+
+            client = house.popen("complete", "-n", 1900, "--ignore-eos", "Once")
+            client.stdout.read(1)
+            assert health()[0] == 200
+            house.kill("worker", signal.SIGSTOP)
+            wait_for("the truth", lambda: health()[0] == 503)
+            wait_for("another worker", lambda: health() == (200, {"status": "ok", "last_token_age_ms": 0}))
+            client.communicate(timeout=100)
+        finally:
+            own.terminate()
+
+
 def keys_are_asked_for():
     program = os.path.join(os.environ.get("HEARTH_BIN", ""), "hearth-http")
-    import subprocess
     out = subprocess.run([program, "--new-key"], capture_output=True, check=True).stdout.decode()
     key, digest = re.search(r"hearth-\S+", out).group(), re.search(r"http_key = ([0-9a-f]{64})", out).group(1)
     done = subprocess.run([program, "--listen", "0.0.0.0:0"], capture_output=True, timeout=60)
@@ -228,5 +263,6 @@ def a_taken_port_is_a_warning():
 with House("--http", "127.0.0.1:0") as one:
     main(*[partial_of(t, one) for t in (
         chat_whole_and_streamed, tools_are_parsed, completions_whole_and_streamed, logprobs, embeddings, the_small_endpoints,
-        errors_have_names, who_leaves_is_cancelled, streams_survive_deaths)])
+        errors_have_names, who_leaves_is_cancelled, streams_survive_deaths, loading_is_told,
+        health_tells_when_the_engine_is_stuck)])
 main(keys_are_asked_for, a_taken_port_is_a_warning)

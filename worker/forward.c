@@ -231,6 +231,11 @@ void forward_destroy(struct forward **forward)
     *forward = NULL;
 }
 
+void forward_abandon(struct forward *f)
+{
+    f->paused = false;
+}
+
 void forward_set_progress(struct forward *f, _Atomic uint32_t *progress)
 {
     f->progress = progress;
@@ -323,6 +328,17 @@ static int wait_for(struct pass *p, uint64_t data_end)
     return p->ops->arrived ? p->ops->arrived(p->b, data_end, p->err) : 0;
 }
 
+/* The same before a layer: a step that has to wait can go on from there. */
+static int wait_in_step(struct pass *p, uint64_t data_end, uint32_t next_layer)
+{
+    if (wait_for(p, data_end) == 0) {
+        return 0;
+    }
+    p->f->paused = p->err->code == ERR_BUSY;
+    p->f->next_layer = next_layer;
+    return -1;
+}
+
 static int make_rope_tables(struct pass *p)
 {
     const struct model *m = p->m;
@@ -399,8 +415,7 @@ static int embed(struct pass *p)
 {
     const struct model *m = p->m;
     struct forward *f = p->f;
-    if (wait_for(p, m->embed_data_end) < 0 ||
-        embed_rows(p, &m->token_embd, p->batch->tokens, m->embed_scale, f->x) < 0) {
+    if (embed_rows(p, &m->token_embd, p->batch->tokens, m->embed_scale, f->x) < 0) {
         return -1;
     }
     if (m->per_layer_dim && embed_per_layer(p) < 0) {
@@ -669,18 +684,26 @@ int forward_step(struct forward *f, struct kvcache *kv, const struct forward_bat
         return err_set(err, ERR_UNSUPPORTED, "%s gives embeddings, no logits", f->m->arch->name);
     }
     assert(kv->mirror || !p.ops->mirror); /* kvcache_place */
-    if (admit(&p) < 0 || begin_step(&p) < 0 || make_rope_tables(&p) < 0 || embed(&p) < 0) {
-        return -1;
+    if (!f->paused) {
+        f->next_layer = 0;
+        if (wait_for(&p, f->m->embed_data_end) < 0 || admit(&p) < 0 || begin_step(&p) < 0 ||
+            make_rope_tables(&p) < 0 || embed(&p) < 0) {
+            return -1;
+        }
     }
-    for (uint32_t i = 0; i < f->m->n_layers; i++) {
+    f->paused = false;
+    for (uint32_t i = f->next_layer; i < f->m->n_layers; i++) {
+        if (wait_in_step(&p, f->m->layers[i].data_end, i) < 0) {
+            return -1;
+        }
         if (f->progress) {
             atomic_fetch_add_explicit(f->progress, 1, memory_order_relaxed);
         }
-        if (wait_for(&p, f->m->layers[i].data_end) < 0 || run_layer(&p, i) < 0) {
+        if (run_layer(&p, i) < 0) {
             return err_wrap(err, "layer %u", i);
         }
     }
-    if ((logits || embeddings) && wait_for(&p, f->m->output_data_end) < 0) {
+    if ((logits || embeddings) && wait_in_step(&p, f->m->output_data_end, f->m->n_layers) < 0) {
         return -1;
     }
     if ((logits && put_out(&p, FORWARD_LOGITS, f->m->output.m, f->logits, logits) < 0) ||

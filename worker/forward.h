@@ -45,11 +45,16 @@ void forward_destroy(struct forward **f);
 /* Computes the batch and commits its positions to the cache.
  * logits: (rows with FORWARD_LOGITS, vocab_size) f32 on the host, in batch order, or NULL when no row wants them;
  * embeddings: (rows with FORWARD_EMBED, dim). Allocates nothing.
+ * ERR_BUSY from the model's wait: weights of a layer are still on their way. Called again with the same batch the step goes
+ * on with that layer, and gives the bits it would have given; forward_abandon forgets it instead.
  * Errors: ERR_BAD_INPUT (a token id, an order, a position), ERR_NO_FIT or ERR_FULL from kvcache_reserve: nothing
  * is changed by these, the batch may be tried again smaller. Others (device, wait): the step did not happen for
  * the cache's committed positions, and the forward object is still good unless the backend says otherwise. */
 int forward_step(struct forward *f, struct kvcache *kv, const struct forward_batch *batch,
                  float *logits, float *embeddings, struct err *err);
+
+/* The step that was stopped for want of weights will not go on: its batch has changed. */
+void forward_abandon(struct forward *f);
 
 /* A word that is counted up before every layer, for the watchdog that looks at it from outside; NULL: none. */
 void forward_set_progress(struct forward *f, _Atomic uint32_t *progress);

@@ -11,6 +11,8 @@ struct forward {
     uint32_t max_tokens, max_outputs;
     _Atomic uint32_t *progress; /* borrowed or NULL */
     bool all_ready;             /* every tensor has been waited for */
+    bool paused;                /* a step stopped before next_layer, whose weights are not there */
+    uint32_t next_layer;
 
     /* Activations in the backend's memory, each max_tokens rows unless said. */
     float *x;      /* dim: the residual stream */

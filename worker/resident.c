@@ -40,13 +40,18 @@ static int no_wait(void *arg, uint64_t data_end, struct err *err)
     if (weights_watermark(&r->weights) >= data_end) {
         return 0;
     }
-    r->data_wanted = true;
+    r->data_wanted = data_end;
     return err_set(err, ERR_BUSY, "its data is still being read");
 }
 
 static bool all_read(const struct resident *r)
 {
     return weights_watermark(&r->weights) >= r->weights.header->data_bytes;
+}
+
+static bool wants_data(const struct resident *r)
+{
+    return r->data_wanted > weights_watermark(&r->weights);
 }
 
 static uint64_t state_bytes_max(const struct resident *r)
@@ -145,17 +150,16 @@ static int fit_device(struct resident *r, struct err *err)
 int resident_bind(struct resident *r, struct err *err)
 {
     assert(r->phase == RESIDENT_READING);
-    bool complete = all_read(r);
-    if (r->data_wanted && !complete) {
+    if (wants_data(r)) {
         return 0;
     }
-    r->data_wanted = false;
+    r->data_wanted = 0;
     bool device = r->backend->ops->mirror != NULL;
     if (!r->model && (!device || fit_device(r, err) == 0)) {
         r->model = bind_model(r, device ? r->shape.ctx_len : r->options.ctx_len, err);
     }
     if (!r->model) {
-        return r->data_wanted && !complete ? 0 : -1;
+        return r->data_wanted ? 0 : -1;
     }
     uint32_t n = r->options.n_sequences;
     if (!device &&
@@ -167,11 +171,8 @@ int resident_bind(struct resident *r, struct err *err)
         model_destroy(&r->model);
         r->model = bind_model(r, r->shape.ctx_len, err);
         if (!r->model) {
-            return r->data_wanted && !complete ? 0 : -1;
+            return r->data_wanted ? 0 : -1;
         }
-    }
-    if (!complete) {
-        return 0; /* steps need all of it */
     }
     if (pieces_build(&r->pieces, &r->weights, err) < 0) {
         return -1;
@@ -299,6 +300,15 @@ void resident_close(struct resident *r)
 
 /* ---- requests ---- */
 
+/* The step that was set aside is forgotten when one of its sequences is: nothing of it is committed. */
+static void abandon_step(struct resident *r)
+{
+    if (r->batch.set_aside) {
+        r->batch.set_aside = false;
+        forward_abandon(r->forward);
+    }
+}
+
 struct sequence *resident_find(struct resident *r, struct sequence_name name)
 {
     for (uint32_t i = 0; r->sequences && i < r->options.n_sequences; i++) {
@@ -337,6 +347,7 @@ struct sequence *resident_take(struct resident *r, const struct journal *journal
 
 void resident_release(struct resident *r, struct sequence *s)
 {
+    abandon_step(r);
     if (s->kv != SEQUENCE_NO_KV) {
         state_idle(&r->state, (uint32_t)s->kv);
         r->room_freed = true;
@@ -582,46 +593,62 @@ static void leave_seats(struct resident *r)
     }
 }
 
+/* Chooses what steps now: r->batch and the step's arrays. */
+static void plan_step(struct resident *r)
+{
+    struct resident_batch *b = &r->batch;
+    b->n = by_arrival(r, b->order);
+    b->n_decode = 0;
+    fetch(r, b->order, b->n);
+    seat(r, b->order, b->n);
+    for (uint32_t i = 0; i < b->n; i++) {
+        b->items[i] = (struct batch_item){ 0 };
+        if (b->order[i]->kv != SEQUENCE_NO_KV) {
+            b->items[i].n_left = b->order[i]->n_tokens -
+                                 (uint32_t)kvcache_pos(&r->state.kv, (uint32_t)b->order[i]->kv);
+            b->n_decode += b->items[i].n_left == 1;
+        }
+    }
+    b->shared = b->n_decode > 0 || r->n_evaluations > 0;
+    batch_plan(b->items, b->n, batch_budget(&r->pace, b->shared), r->rows_max);
+    for (uint32_t i = 0; i < b->n; i++) {
+        if (b->items[i].n_rows > 0) {
+            make_pages(r, b->order, b->items, b->n, i);
+        }
+    }
+    b->n_rows = fill(r, b->order, b->items, b->n);
+}
+
 static int generate(struct resident *r, struct err *err)
 {
-    struct sequence *order[LIMIT_WORKER_SEQUENCES];
-    struct batch_item items[LIMIT_WORKER_SEQUENCES];
-    uint32_t n = by_arrival(r, order), n_decode = 0;
-    fetch(r, order, n);
-    seat(r, order, n);
-    for (uint32_t i = 0; i < n; i++) {
-        items[i] = (struct batch_item){ 0 };
-        if (order[i]->kv != SEQUENCE_NO_KV) {
-            items[i].n_left = order[i]->n_tokens -
-                              (uint32_t)kvcache_pos(&r->state.kv, (uint32_t)order[i]->kv);
-            n_decode += items[i].n_left == 1;
-        }
+    struct resident_batch *b = &r->batch;
+    bool goes_on = b->set_aside;
+    if (!goes_on) {
+        plan_step(r);
     }
-    bool shared = n_decode > 0 || r->n_evaluations > 0;
-    batch_plan(items, n, batch_budget(&r->pace, shared), r->rows_max);
-    for (uint32_t i = 0; i < n; i++) {
-        if (items[i].n_rows > 0) {
-            make_pages(r, order, items, n, i);
-        }
+    b->set_aside = false;
+    if (b->n_rows == 0) {
+        leave_seats(r);
+        return 0;
     }
-    const struct forward_batch batch = { .n_tokens = fill(r, order, items, n),
+    const struct forward_batch batch = { .n_tokens = b->n_rows,
                                          .tokens = r->tokens,
                                          .seqs = r->seqs,
                                          .positions = r->positions,
                                          .flags = r->flags };
-    if (batch.n_tokens == 0) {
-        leave_seats(r);
-        return 0;
-    }
     double before = now_s();
+    r->data_wanted = 0;
     if (forward_step(r->forward, &r->state.kv, &batch, r->logits, NULL, err) < 0) {
-        return err_wrap(err, "a step of %u rows", batch.n_tokens);
+        b->set_aside = r->data_wanted > 0;
+        return b->set_aside ? 0 : err_wrap(err, "a step of %u rows", batch.n_tokens);
     }
-    batch_observe(&r->pace, shared, batch.n_tokens - n_decode, now_s() - before);
+    if (!goes_on) {
+        batch_observe(&r->pace, b->shared, batch.n_tokens - b->n_decode, now_s() - before);
+    }
     const float *row = r->logits;
-    for (uint32_t i = 0; i < n; i++) {
-        if (items[i].n_rows > 0 && items[i].n_rows == items[i].n_left) {
-            answer(r, order[i], row);
+    for (uint32_t i = 0; i < b->n; i++) {
+        if (b->items[i].n_rows > 0 && b->items[i].n_rows == b->items[i].n_left) {
+            answer(r, b->order[i], row);
             row += r->model->vocab_size;
         }
     }
@@ -743,19 +770,41 @@ static bool generates_now(const struct resident *r)
     return false;
 }
 
+/* An evaluation is not set aside half-way: it begins when all is there. */
+static bool evaluates_now(const struct resident *r)
+{
+    return r->n_evaluations > 0 && all_read(r);
+}
+
 bool resident_has_work(const struct resident *r)
 {
     return r->phase == RESIDENT_READY &&
-           (r->n_evaluations > 0 || r->reading.state || generates_now(r));
+           (evaluates_now(r) || r->reading.state || (generates_now(r) && !wants_data(r)));
+}
+
+bool resident_waits(struct resident *r)
+{
+    bool waits = r->phase == RESIDENT_READY && !all_read(r) &&
+                 (r->n_evaluations > 0 || (generates_now(r) && wants_data(r)));
+    if (waits) {
+        hear_cancels(r);
+        atomic_fetch_add_explicit(&r->state.header->progress, 1, memory_order_relaxed);
+    }
+    return waits;
 }
 
 int resident_step(struct resident *r, struct err *err)
 {
     assert(r->phase == RESIDENT_READY);
     hear_cancels(r);
+    for (uint32_t i = 0; i < r->batch.n; i++) {
+        if (r->batch.set_aside && !runs(r->batch.order[i])) {
+            abandon_step(r);
+        }
+    }
     leave_seats(r);
     bool shared = generates_now(r);
-    if (r->n_evaluations > 0 && (r->evaluate_next || !shared)) {
+    if (evaluates_now(r) && !r->batch.set_aside && (r->evaluate_next || !shared)) {
         r->evaluate_next = false;
         evaluate(r, shared);
         return 0;

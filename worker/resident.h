@@ -1,7 +1,10 @@
 /* A model on this worker's device: weights, state, work space, and the generations and evaluations in flight on it. The
  * step is here; sockets are not. Loop thread only.
  *
- *   FREE -> READING (weights not all there, binding needs them) -> NEEDING (state pages asked for) -> READY -> FREE */
+ * Steps begin while the last weights are still being read: a step that comes to a layer which is not there is set aside and goes
+ * on when it is.
+ *
+ *   FREE -> READING (binding needs data that is not there) -> NEEDING (state pages asked for) -> READY -> FREE */
 #pragma once
 
 #include <stdbool.h>
@@ -48,13 +51,22 @@ struct resident_evaluation {
     struct err error; /* code ERR_NONE: it went well */
 };
 
+/* A step of generations; `set_aside` while it waits for weights. */
+struct resident_batch {
+    bool set_aside;
+    uint32_t n, n_rows, n_decode;
+    bool shared;
+    struct sequence *order[LIMIT_WORKER_SEQUENCES]; /* [n] */
+    struct batch_item items[LIMIT_WORKER_SEQUENCES];
+};
+
 struct resident {
     enum resident_phase phase;
     struct resident_options options;
     char golden[GOLDEN_BYTES]; /* this run's; empty: not asked for */
     struct backend *backend;   /* borrowed */
     struct weights weights;
-    bool data_wanted; /* binding asked for data that is not there yet */
+    uint64_t data_wanted; /* what the watermark must reach before binding or the step goes on */
     struct model *model;
     struct pieces pieces;
     struct state_shape shape;
@@ -76,6 +88,7 @@ struct resident {
     uint64_t arrivals;
     bool room_freed; /* since somebody had to wait for pages */
     struct batch_pace pace;
+    struct resident_batch batch;
     struct resident_evaluation *evaluations; /* [RESIDENT_EVALUATIONS], the first is worked on */
     uint32_t n_evaluations;
     bool evaluate_next; /* turn and turn about with the generations */
@@ -126,6 +139,9 @@ void resident_evaluation_close(struct resident *r, uint32_t i);
 
 /* Whether a step would do something now. */
 bool resident_has_work(const struct resident *r);
+
+/* Whether there is work, but only for weights that are still being read. Tells the watchdog that this is no hang. */
+bool resident_waits(struct resident *r);
 
 /* One step: decode rows and prefill chunks, or a piece of an evaluation. Sequences and evaluations that it ends say so in
  * `ended`; the caller tells whom it concerns. An error is the device's, not a request's. */

@@ -269,6 +269,7 @@ static bool bind_residents(struct serve *s)
     bool reading = false;
     for (uint32_t i = 0; i < SERVE_RESIDENTS_MAX; i++) {
         struct resident *r = &s->resident[i];
+        reading |= resident_waits(r);
         if (r->phase != RESIDENT_READING) {
             continue;
         }

@@ -14,7 +14,7 @@
 #define SERVE_MESSAGES_MAX  64                      /* handled between two steps */
 #define SERVE_FINISHED_MAX  (2 * LIMIT_SHARD_SLOTS) /* ends that the broker has not taken back yet */
 #define SERVE_OUTBOX_MAX    4096                    /* answers that wait while the broker is away */
-#define SERVE_READING_MS    5 /* how often weights that are being read are looked at */
+#define SERVE_READING_MS    2 /* how often weights that are being read are looked at */
 #define SERVE_IDLE_MS       1000
 
 struct serve_options {

@@ -37,6 +37,7 @@ struct house {
     uint32_t n_segments;
     uint64_t next_segment;
     uint64_t state_segment;
+    uint64_t weights_segment; /* what house_bind names */
     struct segments from;
     int channel[2];
     struct link *router;
@@ -258,6 +259,7 @@ static inline void house_furnish(struct house *h, const char *model)
     snprintf(h->shard_path, sizeof h->shard_path, "%s/shard", h->dir);
     h->from = (struct segments){ .take = house_take, .arg = h };
     h->next_segment = 1000;
+    h->weights_segment = HOUSE_WEIGHTS;
     house_listen(h);
     int fd = journal_create(h->shard_path, HOUSE_SHARD_BYTES, 0, &err);
     assert_true(fd >= 0);
@@ -318,7 +320,7 @@ static inline void house_bind(struct house *h, uint32_t n_sequences, uint64_t st
     Hearth__WorkerBind bind = HEARTH__WORKER_BIND__INIT;
     uint32_t before = h->n_bound;
     bind.model = HOUSE_MODEL;
-    bind.segment = HOUSE_WEIGHTS;
+    bind.segment = h->weights_segment;
     bind.name = message_str("tiny");
     bind.has_ctx = true;
     bind.ctx = 512;

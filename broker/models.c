@@ -484,6 +484,23 @@ static void act_bind(struct broker *b, struct model *m)
     }
 }
 
+/* The weights that the worker has bound are gone: their loader died, or the last broker's did. */
+static void act_orphan(struct broker *b, struct model *m)
+{
+    struct worker *w = workers_find(&b->workers, m->worker);
+    if (m->bind == BIND_NONE || m->bind == BIND_LEAVING || m->bind_segment == m->segment || !w) {
+        return;
+    }
+    Hearth__WorkerUnbind unbind = HEARTH__WORKER_UNBIND__INIT;
+    unbind.model = m->number;
+    if (w->state == WORKER_READY &&
+        post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_UNBIND, &unbind) == 0) {
+        m->bind = BIND_LEAVING;
+    } else {
+        broker_alarm(b, b->now_ms + 10);
+    }
+}
+
 static void act_draining(struct broker *b, struct model *m)
 {
     bool idle = evals_running(b, m) == 0;
@@ -525,6 +542,7 @@ static void act_one(struct broker *b, struct model *m)
             broker_alarm(b, m->used_ms + ttl_ms);
         }
     }
+    act_orphan(b, m);
     switch (m->state) {
     case MODEL_COLD:
         act_cold(b, m);
@@ -533,6 +551,9 @@ static void act_one(struct broker *b, struct model *m)
         }
         break;
     case MODEL_LOADING:
+        if (m->header && !m->adopting) {
+            act_bind(b, m); /* it computes behind the reads */
+        }
         break;
     case MODEL_WARM:
         if (m->unload && m->bind == BIND_NONE) {
@@ -541,7 +562,7 @@ static void act_one(struct broker *b, struct model *m)
             return;
         }
         if (m->bind == BIND_BOUND) {
-            /* The worker told of it before the keeper gave the segment that the last broker left. */
+            /* It was bound while it was read, or before the keeper gave the segment that the last broker left. */
             models_move(m, MODEL_RESIDENT, "the worker has it");
             swap_arrived(b, m);
             break;

@@ -2,6 +2,9 @@
  *
  *   COLD -> LOADING -> WARM (in RAM) -> RESIDENT (on a device) -> DRAINING -> WARM | COLD
  *
+ * The worker binds it while it is LOADING, as soon as its header is accepted, and computes behind the reads; it is RESIDENT when all
+ * is there.
+ *
  * Whether a model is wanted is a function of all waiting and running work (requests, evaluations, text works, pins,
  * questions to load it), computed anew every turn: an event that gets lost, or a worker that dies at the wrong moment,
  * cannot leave work waiting for a model that nobody wants any more.
@@ -100,6 +103,7 @@ struct model {
     /* device */
     uint32_t worker; /* child that binds or bound it */
     enum model_bind bind;
+    uint64_t bind_segment; /* the weights that it was told to bind */
     uint64_t state_segment, state_bytes;
     uint64_t state_want; /* what it took the last time: admitted requests rely on that context */
     bool state_made, state_fresh;

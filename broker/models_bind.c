@@ -56,6 +56,7 @@ void models_say_bind(struct broker *b, struct model *m, struct worker *w)
     }
     if (post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_BIND, &bind) == 0) {
         m->bind = BIND_ASKED;
+        m->bind_segment = m->segment;
     } else {
         broker_alarm(b, b->now_ms + 10);
     }
@@ -123,7 +124,7 @@ void models_on_state(struct broker *b, uint64_t number, uint64_t segment, const 
 void models_on_bound(struct broker *b, uint32_t child, const Hearth__WorkerBound *bound)
 {
     struct model *m = models_find_number(&b->models, bound->model);
-    if (!m || m->worker != child) {
+    if (!m || m->worker != child || m->bind == BIND_LEAVING || m->bind_segment != m->segment) {
         return;
     }
     if (bound->has_code && bound->code.len && bound->code.data &&
@@ -222,7 +223,7 @@ void models_worker_has(struct broker *b, uint32_t child, uint64_t number)
             workers_grant(b, w, m->segment, false, false);
             models_say_bind(b, m, w);
         }
-    } else if (!m && w) {
+    } else if (w && (!m || !m->segment)) {
         Hearth__WorkerUnbind unbind = HEARTH__WORKER_UNBIND__INIT;
         unbind.model = number;
         post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_UNBIND, &unbind);

@@ -207,7 +207,8 @@ void route_act(struct broker *b)
     for (uint32_t i = 0; i < b->models.n; i++) {
         struct model *m = b->models.list[i];
         struct worker *w = workers_find(&b->workers, m->worker);
-        if (m->state == MODEL_RESIDENT && m->bind == BIND_BOUND && m->info.known && w &&
+        bool there = m->state == MODEL_RESIDENT || m->state == MODEL_LOADING;
+        if (there && m->bind == BIND_BOUND && m->bind_segment == m->segment && m->info.known && w &&
             w->state == WORKER_READY && !b->stopping) {
             act_model(b, m, w);
         }

@@ -125,7 +125,9 @@ static bool bind_is_hung(struct broker *b, const struct worker *w, bool *binding
         if (m->worker != w->child) {
             continue;
         }
-        bool out = m->bind == BIND_ASKED || m->bind == BIND_STATE || m->bind == BIND_LEAVING;
+        /* A bind may need data that is still being read. */
+        bool out = (m->bind == BIND_ASKED && m->state != MODEL_LOADING) || m->bind == BIND_STATE ||
+                   m->bind == BIND_LEAVING;
         *binding |= out;
         t->bind_quiet_ms = out && t->bind == m->bind
                                ? t->bind_quiet_ms + counted(b->now_ms, t->looked_ms)

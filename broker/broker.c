@@ -145,6 +145,7 @@ static void reload(struct broker *b)
     }
     catalog_scan(&b->catalog, &b->config);
     workers_revive(b, "SIGHUP");
+    models_policy(b);
     want_pinned(b);
 }
 
@@ -319,6 +320,7 @@ void broker_act(struct broker *b)
     workers_act(b);
     watch_act(b);
     gateway_act(b);
+    lend_act(b);
     parks_act(b);
     route_act(b);
     records_act(b);

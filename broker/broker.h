@@ -16,6 +16,7 @@
 #include "broker/evals.h"
 #include "broker/gateway.h"
 #include "broker/keeper_line.h"
+#include "broker/lend.h"
 #include "broker/models.h"
 #include "broker/parks.h"
 #include "broker/queue.h"
@@ -55,6 +56,7 @@ struct broker {
     struct quota quota;
     struct models models;
     struct parks parks;
+    struct lend lend;
     struct workers workers;
     struct gateway gateway;
     struct texts texts;

@@ -1,5 +1,7 @@
 #include "broker/door.h"
 
+#include <unistd.h>
+
 #include "broker/broker.h"
 #include "broker/post.h"
 #include "broker/records.h"
@@ -120,6 +122,14 @@ static bool from_attached(struct broker *b, const struct post_to *to, struct cli
         return true;
     case HEARTH__ENVELOPE__BODY_CANCEL:
         on_cancel(b, to, c, e->cancel);
+        return true;
+    case HEARTH__ENVELOPE__BODY_YIELD:
+        if (c->uid != geteuid() && c->uid != 0) {
+            err_set(err, ERR_REFUSED, "memory is lent by the service's own user, not by user %u",
+                    (unsigned)c->uid);
+            return false;
+        }
+        lend_ask(b, to, e->yield);
         return true;
     case HEARTH__ENVELOPE__BODY_EVALUATE:
         m = model_named(b, e->evaluate->has_model, e->evaluate->model, err);

@@ -111,16 +111,29 @@ static bool same_file(const struct catalog_file *a, const struct catalog_file *b
            a->mtime_ns == b->mtime_ns;
 }
 
+/* KV types of a pick: the alias's, else everybody's. */
+static void kv_of(const struct broker *b, const struct catalog_pick *pick, const char **k,
+                  const char **v)
+{
+    bool own = pick->alias && pick->alias->kv_k[0];
+    *k = own ? pick->alias->kv_k : b->config.kv_k;
+    *v = own ? pick->alias->kv_v : b->config.kv_v;
+}
+
+static uint64_t number_of_pick(const struct broker *b, const struct catalog_pick *pick)
+{
+    const char *k, *v;
+    kv_of(b, pick, &k, &v);
+    return number_of(pick->file.path, k, v);
+}
+
 /* The row of a picked file, made when it is new. */
 static struct model *get_row(struct broker *b, const struct catalog_pick *pick, struct err *err)
 {
     struct models *t = &b->models;
-    const char *k = b->config.kv_k, *v = b->config.kv_v;
-    if (pick->alias && pick->alias->kv_k[0]) {
-        k = pick->alias->kv_k;
-        v = pick->alias->kv_v;
-    }
-    uint64_t number = number_of(pick->file.path, k, v);
+    const char *k, *v;
+    kv_of(b, pick, &k, &v);
+    uint64_t number = number_of_pick(b, pick);
     struct model *m = models_find_number(t, number);
     if (!m) {
         if (t->n == MODELS_MAX) {
@@ -151,10 +164,34 @@ static struct model *get_row(struct broker *b, const struct catalog_pick *pick, 
         m->unload = true;
     }
     if (pick->alias) {
+        m->policy_pin |= pick->alias->pin;
         m->pinned |= pick->alias->pin;
-        m->ttl_s = pick->alias->ttl_s;
+        m->ttl_s = pick->alias->ttl_s ? pick->alias->ttl_s : m->ttl_s;
     }
     return m;
+}
+
+void models_policy(struct broker *b)
+{
+    for (uint32_t i = 0; i < b->models.n; i++) {
+        struct model *m = b->models.list[i];
+        m->pinned &= !m->policy_pin; /* a client's pin stays */
+        m->policy_pin = false;
+        m->ttl_s = 0;
+    }
+    for (uint32_t i = 0; i < b->config.n_aliases; i++) {
+        struct catalog_pick pick;
+        struct err ignored;
+        const struct config_alias *a = &b->config.aliases[i];
+        struct model *m = catalog_find(&b->catalog, &b->config, a->name, &pick, &ignored) == 0
+                              ? models_find_number(&b->models, number_of_pick(b, &pick))
+                              : NULL;
+        if (m) {
+            m->policy_pin |= a->pin;
+            m->pinned |= a->pin;
+            m->ttl_s = a->ttl_s ? a->ttl_s : m->ttl_s;
+        }
+    }
 }
 
 /* What an empty name means (CLI.md, "Everywhere"). */
@@ -277,6 +314,9 @@ void models_load(struct broker *b, const struct post_to *to, struct model *m, bo
 int models_unload(struct broker *b, struct model *m, struct err *err)
 {
     (void)b;
+    if (m->policy_pin) {
+        return err_set(err, ERR_REFUSED, "model %s is pinned by the configuration", m->file.name);
+    }
     m->pinned = false;
     if (m->state == MODEL_COLD) {
         return err_set(err, ERR_NOT_FOUND, "model %s is not loaded", m->file.name);

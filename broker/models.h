@@ -59,6 +59,7 @@ enum model_bind {
 struct model_info {
     bool known;
     uint32_t ctx, ctx_train, n_vocab, n_sequences, n_embd, piece_bytes_max;
+    uint64_t token_bytes; /* of state, for one position */
     bool generates;
     char arch[64], pooling[16];
     char golden[48]; /* what the device answered when the model first ran (WorkerBound); empty: not asked */
@@ -83,6 +84,7 @@ struct model {
     char kv_k[CONFIG_WORD_BYTES], kv_v[CONFIG_WORD_BYTES];
     enum model_state state;
     bool pinned, unload; /* unload: it leaves RAM as soon as it can */
+    bool policy_pin;     /* the configuration pins it: no client lets it go */
     uint32_t ttl_s;
     struct err error; /* why the last attempt failed */
 
@@ -149,7 +151,10 @@ struct model *models_get(struct broker *b, const char *name, const struct config
                          struct err *err);
 struct model *models_find_number(const struct models *m, uint64_t number);
 
-/* Load and unload as asked; answered when it is done. */
+/* Pins and ttl as the configuration says now, of all models that are known. */
+void models_policy(struct broker *b);
+
+/* Load and unload as asked; answered when it is done. Unload: ERR_REFUSED when the configuration pins it. */
 void models_load(struct broker *b, const struct post_to *to, struct model *m, bool pin,
                  bool resident);
 int models_unload(struct broker *b, struct model *m, struct err *err);

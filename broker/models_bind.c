@@ -146,6 +146,7 @@ void models_on_bound(struct broker *b, uint32_t child, const Hearth__WorkerBound
         .n_sequences = bound->n_sequences ? bound->n_sequences : 1,
         .n_embd = bound->n_embd,
         .piece_bytes_max = bound->piece_bytes_max,
+        .token_bytes = bound->token_bytes,
         .generates = !bound->has_generates || bound->generates,
     };
     message_copy(m->info.arch, sizeof m->info.arch, bound->arch);

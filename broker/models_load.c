@@ -53,8 +53,7 @@ void models_start_load(struct broker *b, struct model *m)
     add_arg(&spawn, layout_wanted(b));
     add_arg(&spawn, "--ram-budget");
     uint64_t used = models_used(&b->models) - m->file.size_bytes; /* its own is not there yet */
-    snprintf(number, sizeof number, "%" PRIu64,
-             b->config.ram_budget > used ? b->config.ram_budget - used : 0);
+    snprintf(number, sizeof number, "%" PRIu64, lend_budget(b) > used ? lend_budget(b) - used : 0);
     add_arg(&spawn, number);
     broker_random(spawn.token, sizeof spawn.token);
     snprintf(spawn.tag, sizeof spawn.tag, "load %016" PRIx64 " %.64s", m->number, m->file.name);

@@ -85,7 +85,7 @@ uint64_t parks_budget(const struct broker *b)
     }
     const struct model *first = b->models.first;
     uint64_t used = swap_used_after(b) + (first ? first->claim : 0);
-    uint64_t left = c->ram_budget > used ? c->ram_budget - used : 0;
+    uint64_t left = lend_budget(b) > used ? lend_budget(b) - used : 0;
     return budget < left ? budget : left;
 }
 

@@ -214,6 +214,9 @@ static void recover_segments(struct broker *b)
             }
             continue;
         }
+        if (lend_adopt(b, segment, tag)) {
+            continue;
+        }
         models_adopt_segment(b, segment, list.segments[i].bytes, tag);
     }
 }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "broker/broker.h"
+#include "broker/ledger.h"
 #include "broker/post.h"
 
 /* An envelope is 64 KiB: so many rows fit with names of ordinary length; what does not fit is halved until it does. */
@@ -168,7 +169,7 @@ static const char *why_waiting(struct broker *b, const struct model *m)
     }
     switch (m->state) {
     case MODEL_COLD:
-        return "room for its model";
+        return m->file.size_bytes > lend_budget(b) ? "memory that is lent" : "room for its model";
     case MODEL_LOADING:
         return "its model is loading";
     case MODEL_WARM:
@@ -258,6 +259,11 @@ void stats_status(struct broker *b, const struct post_to *to, const Hearth__Stat
     s.has_ram_budget_bytes = s.has_ram_used_bytes = true;
     s.ram_budget_bytes = b->config.ram_budget;
     s.ram_used_bytes = models_used(&b->models);
+    if (ask->has_ledger && ask->ledger) {
+        s.n_ledger = ledger_rows(b, &s.ledger);
+    }
+    s.has_lent_bytes = b->lend.bytes != 0;
+    s.lent_bytes = b->config.ram_budget - lend_budget(b);
     s.has_journal_bytes = s.has_journal_used_bytes = true;
     for (uint32_t i = 0; i < b->shards.n; i++) {
         s.journal_bytes += b->shards.list[i].journal.header.arena_bytes;
@@ -266,7 +272,8 @@ void stats_status(struct broker *b, const struct post_to *to, const Hearth__Stat
     s.has_default_model = b->config.default_model[0] != 0;
     s.default_model = message_str(b->config.default_model);
     while (hearth__status__get_packed_size(&s) > LIMIT_ENVELOPE_BYTES - 64 &&
-           (s.n_model > 1 || s.n_request > 1)) {
+           (s.n_model > 1 || s.n_request > 1 || s.n_ledger > 64)) {
+        s.n_ledger = s.n_ledger > 64 ? s.n_ledger / 2 : s.n_ledger;
         if (s.n_request >= s.n_model) {
             s.n_request /= 2;
         } else {

@@ -13,7 +13,7 @@ static uint64_t weights_bytes(const struct model *m)
 /* State that a model will want: what it took the last time, else half its weights, less where the budget is small. */
 static uint64_t state_promised(const struct broker *b, const struct model *m)
 {
-    uint64_t weights = weights_bytes(m), budget = b->config.ram_budget;
+    uint64_t weights = weights_bytes(m), budget = lend_budget(b);
     if (m->state_want) {
         return m->state_want;
     }
@@ -48,7 +48,8 @@ uint64_t swap_used_after(const struct broker *b)
 
 static uint64_t left_of(const struct broker *b, uint64_t used)
 {
-    return b->config.ram_budget > used ? b->config.ram_budget - used : 0;
+    uint64_t budget = lend_budget(b);
+    return budget > used ? budget - used : 0;
 }
 
 uint64_t swap_state_bytes(const struct broker *b, const struct model *m)
@@ -193,17 +194,22 @@ static bool gives_up(struct model *m)
 
 int swap_load_room(struct broker *b, struct model *m, struct err *err)
 {
-    uint64_t budget = b->config.ram_budget, used = swap_used(b) + claimed(b, m), kept = 0;
+    uint64_t budget = lend_budget(b), most = b->config.ram_budget,
+             used = swap_used(b) + claimed(b, m), kept = 0;
     uint64_t need = m->file.size_bytes + m->state_want;
     uint64_t whole = m->file.size_bytes + state_promised(b, m);
     for (uint32_t i = 0; i < b->models.n; i++) {
         const struct model *o = b->models.list[i];
-        kept += o != m && o->pinned && o->segment ? o->segment_bytes : 0;
+        kept += o != m && o->pinned && o->segment ? o->segment_bytes + state_held(b, o) : 0;
     }
-    if (need + kept > budget) {
+    if (need + kept > most) {
         return err_set(err, ERR_NO_FIT, "model %s needs %.1f MiB of RAM, the budget is %.1f MiB%s",
-                       m->file.name, (double)need / 0x1p20, (double)budget / 0x1p20,
+                       m->file.name, (double)need / 0x1p20, (double)most / 0x1p20,
                        kept ? " and pinned models hold some of it" : "");
+    }
+    if (need > budget) {
+        m->claim = 0;
+        return 0; /* memory is lent: when it comes back, a turn comes */
     }
     whole = whole + kept > budget ? need : whole;
     uint64_t available = models_available(&b->models);
@@ -238,7 +244,7 @@ bool swap_bind_room(struct broker *b, struct model *m)
         const struct model *o = b->models.list[i];
         alone &= o == m || !o->segment || o->pinned;
     }
-    if (used + promised <= b->config.ram_budget || alone) {
+    if (used + promised <= lend_budget(b) || alone) {
         m->swap.in_turn = true;
         m->swap.wants_since_ms = 0;
         m->claim = 0;
@@ -255,7 +261,7 @@ bool swap_keeps_weights(const struct broker *b, const struct model *m)
 {
     const struct model *first = b->models.first;
     return m->swap.evicting && first && first != m && first->claim > 0 &&
-           swap_used(b) - state_held(b, m) + first->claim <= b->config.ram_budget &&
+           swap_used(b) - state_held(b, m) + first->claim <= lend_budget(b) &&
            first->claim <= models_available(&b->models) + m->state_bytes;
 }
 

@@ -1,5 +1,6 @@
 #include "broker/watch.h"
 
+#include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -24,6 +25,10 @@ static void unmap(struct watch_model *t)
     if (t->progress) {
         munmap((void *)((uintptr_t)t->progress - PROGRESS_OFF), PAGE_BYTES);
     }
+    if (t->state_fd > 0) {
+        close(t->state_fd);
+    }
+    t->state_fd = 0;
     t->progress = NULL;
     t->segment = 0;
 }
@@ -52,6 +57,7 @@ void watch_on_state(struct broker *b, uint64_t number, uint64_t segment, int fd,
         m->watch.asked = false;
     }
     if (m && m->state_segment == segment && !m->watch.segment && fd >= 0 && err->code == ERR_NONE) {
+        m->watch.state_fd = fcntl(fd, F_DUPFD_CLOEXEC, 1);
         m->watch.segment = segment; /* not asked again, even if it cannot be mapped */
         void *page = fstat(fd, &st) == 0 && st.st_size >= (off_t)PAGE_BYTES
                          ? mmap(NULL, PAGE_BYTES, PROT_READ, MAP_SHARED, fd, 0)

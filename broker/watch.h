@@ -38,6 +38,7 @@ struct watch_worker {
 struct watch_model {
     const _Atomic uint32_t *progress; /* mapped, or NULL */
     uint64_t segment;                 /* whose word that is */
+    int state_fd;                     /* of that segment, for the ledger; 0: none */
     bool asked;                       /* TAKE of the state segment is out */
     uint32_t bind;                    /* as last seen */
     uint64_t bind_quiet_ms;

@@ -180,6 +180,8 @@ int hearth_cancel_id(struct hearth *h, const char *id, struct hearth_error *erro
 
 /* {"version","ready","processes":[],"device":{},"models":[],"requests":[],...} as CLI.md has it. all: cold models too. */
 char *hearth_status(struct hearth *h, bool all, struct hearth_error *error);
+/* The same with "ledger": [{"kind","name","bytes","used_bytes"}]: where the memory is. */
+char *hearth_ledger(struct hearth *h, struct hearth_error *error);
 
 /* Waits until the model is loaded (resident on the device). */
 int hearth_load(struct hearth *h, const char *model, bool pin, struct hearth_error *error);
@@ -188,6 +190,11 @@ int hearth_load(struct hearth *h, const char *model, bool pin, struct hearth_err
 int hearth_load_begin(struct hearth *h, const char *model, bool pin, struct hearth_error *error);
 enum hearth_result hearth_load_next(struct hearth *h, int timeout_ms, struct hearth_error *error);
 int hearth_unload(struct hearth *h, const char *model, struct hearth_error *error);
+
+/* Lends memory to another application: bytes (UINT64_MAX: all, 0: takes it back), for seconds (0: until it is taken back). Returns
+ * when it is free. *left, *of (may be NULL): what models may take now, and otherwise. */
+int hearth_yield(struct hearth *h, uint64_t bytes, uint32_t seconds, uint64_t *left, uint64_t *of,
+                 struct hearth_error *error);
 
 enum hearth_text_op {
     HEARTH_TOKENIZE = 0, /* text -> int32 ids */

@@ -24,12 +24,13 @@ static Hearth__Envelope *ask_for(struct hearth *h, Hearth__Envelope__BodyCase qu
     return got;
 }
 
-char *hearth_status(struct hearth *h, bool all, struct hearth_error *error)
+static char *status(struct hearth *h, bool all, bool ledger, struct hearth_error *error)
 {
     struct err err = { 0 };
     Hearth__StatusAsk ask = HEARTH__STATUS_ASK__INIT;
-    ask.has_all_models = true;
+    ask.has_all_models = ask.has_ledger = true;
     ask.all_models = all;
+    ask.ledger = ledger;
     Hearth__Envelope *got = ask_for(h, HEARTH__ENVELOPE__BODY_STATUS_ASK, &ask, NULL, 0,
                                     HEARTH__ENVELOPE__BODY_STATUS, NULL, NULL, &err);
     char *text = got ? status_json(got->status, &err) : NULL;
@@ -37,6 +38,16 @@ char *hearth_status(struct hearth *h, bool all, struct hearth_error *error)
         connection_error(error, &err);
     }
     return text;
+}
+
+char *hearth_status(struct hearth *h, bool all, struct hearth_error *error)
+{
+    return status(h, all, false, error);
+}
+
+char *hearth_ledger(struct hearth *h, struct hearth_error *error)
+{
+    return status(h, false, true, error);
 }
 
 int hearth_load_begin(struct hearth *h, const char *model, bool pin, struct hearth_error *error)
@@ -129,6 +140,35 @@ int hearth_unload(struct hearth *h, const char *model, struct hearth_error *erro
                  NULL, NULL, &err)) {
         connection_error(error, &err);
         return -1;
+    }
+    return 0;
+}
+
+int hearth_yield(struct hearth *h, uint64_t bytes, uint32_t seconds, uint64_t *left, uint64_t *of,
+                 struct hearth_error *error)
+{
+    struct err err = { 0 };
+    Hearth__Yield ask = HEARTH__YIELD__INIT;
+    char text[128] = "";
+    unsigned long long budget[2] = { 0 };
+    ask.has_bytes = ask.has_all = true;
+    ask.all = bytes == UINT64_MAX;
+    ask.bytes = ask.all ? 0 : bytes;
+    ask.has_for_s = seconds > 0;
+    ask.for_s = seconds;
+    Hearth__Envelope *got = ask_for(h, HEARTH__ENVELOPE__BODY_YIELD, &ask, NULL, 0,
+                                    HEARTH__ENVELOPE__BODY_DONE, NULL, NULL, &err);
+    if (!got) {
+        connection_error(error, &err);
+        return -1;
+    }
+    message_copy(text, sizeof text, got->done->text);
+    sscanf(text, "%llu of %llu", &budget[0], &budget[1]);
+    if (left) {
+        *left = budget[0];
+    }
+    if (of) {
+        *of = budget[1];
     }
     return 0;
 }

@@ -128,7 +128,24 @@ char *status_json(const Hearth__Status *s, struct err *err)
     set_int(memory, "ram_used_bytes", s->ram_used_bytes);
     set_int(memory, "journal_bytes", s->journal_bytes);
     set_int(memory, "journal_used_bytes", s->journal_used_bytes);
+    if (s->has_lent_bytes) {
+        set_int(memory, "lent_bytes", s->lent_bytes);
+    }
     json_set(o, "memory", memory);
+    struct json *ledger = json_new_array();
+    for (size_t i = 0; i < s->n_ledger; i++) {
+        struct json *row = json_new_object();
+        set_str(row, "kind", s->ledger[i]->kind);
+        set_str(row, "name", s->ledger[i]->name);
+        set_int(row, "bytes", s->ledger[i]->bytes);
+        set_int(row, "used_bytes", s->ledger[i]->used_bytes);
+        json_push(ledger, row);
+    }
+    if (s->n_ledger) {
+        json_set(o, "ledger", ledger);
+    } else {
+        json_destroy(&ledger);
+    }
     if (s->has_default_model) {
         set_str(o, "default_model", s->default_model);
     }

@@ -168,6 +168,8 @@ void serve_say_bound(struct serve *s, uint64_t model, const struct resident *r,
         bound.golden = message_str(r->golden);
         bound.has_park_key = true;
         bound.park_key = r->park_key;
+        bound.has_token_bytes = true;
+        bound.token_bytes = m->kv.page_bytes / KV_PAGE_TOKENS;
     }
     serve_say(s, HEARTH__ENVELOPE__BODY_WORKER_BOUND, &bound);
 }

@@ -3,13 +3,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct json *look_status(struct verb *v, bool all_models)
+static struct json *parse(struct verb *v, char *text, const struct hearth_error *error)
 {
-    struct hearth_error error;
     struct err err;
-    char *text = hearth_status(v->h, all_models, &error);
     if (!text) {
-        verb_fail(v, &error);
+        verb_fail(v, error);
     }
     struct json *status = json_parse(text, strlen(text), &err);
     free(text);
@@ -18,6 +16,20 @@ struct json *look_status(struct verb *v, bool all_models)
         exit(1);
     }
     return status;
+}
+
+struct json *look_status(struct verb *v, bool all_models)
+{
+    struct hearth_error error;
+    char *text = hearth_status(v->h, all_models, &error);
+    return parse(v, text, &error);
+}
+
+struct json *look_ledger(struct verb *v)
+{
+    struct hearth_error error;
+    char *text = hearth_ledger(v->h, &error);
+    return parse(v, text, &error);
 }
 
 const char *look_str(const struct json *object, const char *key)

@@ -7,6 +7,9 @@
 /* The status, parsed; json_destroy. Exits on errors. */
 struct json *look_status(struct verb *v, bool all_models);
 
+/* The same with the ledger of memory. */
+struct json *look_ledger(struct verb *v);
+
 /* Strings and numbers of an object; "" and 0 when absent. */
 const char *look_str(const struct json *object, const char *key);
 int64_t look_int(const struct json *object, const char *key);

@@ -67,7 +67,7 @@ static const struct field chat_fields[] = {
     { "reasoning_effort", FIELD_STRING, AT(reasoning_effort), 0, 0, NULL },
     { "chat_template_kwargs", FIELD_ANY, AT(template_kwargs), 0, 0, NULL },
     { "add_generation_prompt", FIELD_BOOL, AT(add_generation_prompt), 0, 0, NULL },
-    { "continue_final_message", FIELD_REFUSED, 0, 0, 0, "the last message is always whole" },
+    { "continue_final_message", FIELD_BOOL, AT(continue_final_message), 0, 0, NULL },
     { "functions", FIELD_REFUSED, 0, 0, 0, "use 'tools'" },
     { "function_call", FIELD_REFUSED, 0, 0, 0, "use 'tool_choice'" },
     { "audio", FIELD_REFUSED, 0, 0, 0, "text only" },

@@ -138,7 +138,8 @@ struct json *openai_context(const struct json *body, struct problem *p)
     const struct json *messages = json_find(body, "messages"), *tools = json_find(body, "tools"),
                       *effort = json_find(body, "reasoning_effort"),
                       *kwargs = json_find(body, "chat_template_kwargs"),
-                      *prompt = json_find(body, "add_generation_prompt");
+                      *prompt = json_find(body, "add_generation_prompt"),
+                      *goes_on = json_find(body, "continue_final_message");
     if (json_kind(messages) != JSON_ARRAY || json_len(messages) == 0) {
         problem_set(p, 400, "messages", "invalid_value",
                     "'messages' is an array with at least one message");
@@ -167,7 +168,8 @@ struct json *openai_context(const struct json *body, struct problem *p)
         json_set(context, "reasoning_effort", copy_of(effort));
     }
     json_set(context, "add_generation_prompt",
-             json_new_bool(json_kind(prompt) != JSON_BOOL || json_as_bool(prompt)));
+             json_new_bool(json_kind(prompt) == JSON_BOOL ? json_as_bool(prompt)
+                                                          : !json_as_bool(goes_on)));
     return context;
 }
 

@@ -10,7 +10,7 @@ struct raw {
     const struct json *messages, *prompt, *stop, *tools, *tool_choice, *response_format,
         *stream_options, *logit_bias, *template_kwargs, *logprobs, *modalities, *samplers,
         *dry_sequence_breakers, *banned_strings, *banned_tokens, *suffix;
-    bool stream, ignore_eos, parallel_tool_calls, add_generation_prompt;
+    bool stream, ignore_eos, parallel_tool_calls, add_generation_prompt, continue_final_message;
     struct field_number dynatemp_range, dynatemp_exponent, top_n_sigma, xtc_probability,
         xtc_threshold, dry_multiplier, dry_base, mirostat_tau, mirostat_eta;
     struct field_int dry_allowed_length, dry_penalty_last_n, mirostat;

@@ -36,6 +36,12 @@ def chat_whole_and_streamed(house):
     assert post(house, "/chat/completions/", parts)["choices"][0]["message"]["content"]
 
 
+def a_last_message_goes_on(house):
+    begun = CHAT["messages"] + [{"role": "assistant", "content": "hearth is"}]
+    whole, new = (post(house, "/v1/chat/completions", dict(CHAT, messages=begun, continue_final_message=goes_on)) for goes_on in (True, False))
+    assert whole["usage"]["prompt_tokens"] < new["usage"]["prompt_tokens"] and whole["choices"][0]["message"]["content"], (whole, new)
+
+
 def tools_are_parsed(house):
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
     for choice in ("auto", "none"):
@@ -262,7 +268,7 @@ def a_taken_port_is_a_warning():
 
 with House("--http", "127.0.0.1:0") as one:
     main(*[partial_of(t, one) for t in (
-        chat_whole_and_streamed, tools_are_parsed, completions_whole_and_streamed, logprobs, embeddings, the_small_endpoints,
+        chat_whole_and_streamed, a_last_message_goes_on, tools_are_parsed, completions_whole_and_streamed, logprobs, embeddings, the_small_endpoints,
         errors_have_names, who_leaves_is_cancelled, streams_survive_deaths, loading_is_told,
         health_tells_when_the_engine_is_stuck)])
 main(keys_are_asked_for, a_taken_port_is_a_warning)

@@ -35,11 +35,21 @@ def make(directory):
     return why
 
 
-def enter():
-    """Goes on in that Python; ends the test as skipped where it cannot be made."""
+def place():
     with open(WANTED, "rb") as f:
         name = "sdk-" + hashlib.sha256(f.read() + sys.version.encode()).hexdigest()[:12]
-    directory = os.environ.get("HEARTH_SDK_VENV") or os.path.join(os.path.dirname(os.path.abspath(BIN)), name)
+    return os.environ.get("HEARTH_SDK_VENV") or os.path.join(os.path.dirname(os.path.abspath(BIN)), name)
+
+
+def ready():
+    """Its directory, if it has been made; else None. Makes nothing."""
+    directory = place()
+    return directory if os.path.exists(os.path.join(directory, "done")) else None
+
+
+def enter():
+    """Goes on in that Python; ends the test as skipped where it cannot be made."""
+    directory = place()
     python, done = os.path.join(directory, "bin", "python"), os.path.join(directory, "done")
     if os.path.abspath(sys.prefix) == os.path.abspath(directory):
         return

@@ -18,7 +18,7 @@ struct post_to;
 
 #define CLIENTS_MAX 4096 /* known; attached ones are bounded by descriptors and LIMIT_SEGMENTS */
 #define CLIENTS_ATTACHED_MAX                                                                       \
-    800 /* LIMIT_SEGMENTS holds their reader pages beside everything else */
+    2000 /* LIMIT_SEGMENTS holds their reader pages beside everything else */
 #define CLIENTS_VISITORS_MAX 128 /* lines that have not said who they are */
 #define CLIENTS_IDLE_MS      3600000 /* who never attached and says nothing is forgotten after an hour */
 

@@ -32,7 +32,7 @@
 
 /* ---- processes ---- */
 #define LIMIT_CHILDREN         64   /* alive at once under one keeper */
-#define LIMIT_SEGMENTS         1024 /* held by the keeper */
+#define LIMIT_SEGMENTS         4096 /* held by the keeper */
 #define LIMIT_TAG_BYTES        96   /* what the broker calls a child or a segment */
 #define LIMIT_ARGV_BYTES       2048 /* packed arguments of a birth */
 #define LIMIT_ARGS             48

@@ -10,7 +10,7 @@
 #include "worker/sequence.h"
 
 #define SHARDS_MAX  64   /* principals at once */
-#define READERS_MAX 1024 /* attached clients at once: as many as there may be segments */
+#define READERS_MAX 4096 /* attached clients at once: as many as there may be segments */
 
 /* How a segment is got: the keeper's channel, or a table in a test. Fills up to two owned descriptors, -1 where none. */
 struct segments {

@@ -1,5 +1,8 @@
 /* A new broker goes on where the last one was: from the journal and the keeper's list. */
 #include "broker/recover.h"
+
+#include <sys/resource.h>
+
 #include "tests/broker/rig.h"
 
 /* A shard as a dead broker left it: one request in each state, owned by the given child where it ran. */
@@ -190,6 +193,38 @@ static void damaged_slots_do_not_stop_it(void **state)
     rig_close(&r);
 }
 
+/* The bug this guards against: a broker that was short of descriptors took a sound journal for a damaged one and made a new one
+ * in its place. */
+static void a_journal_that_cannot_be_opened_is_left_alone(void **state)
+{
+    (void)state;
+    struct rig r;
+    struct err err = { 0 };
+    struct rlimit before, none;
+    char path[128];
+    begin(&r);
+    leave_shard(&r, 31, false);
+    snprintf(path, sizeof path, "%s/shard-%u", r.dir, (unsigned)getuid());
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    for (int spare = 0; spare < 2;
+         spare++) { /* none for the directory; one for it and none for the shard */
+        int next = dup(0);
+        close(next);
+        none = before;
+        none.rlim_cur = (rlim_t)(next + spare);
+        setrlimit(RLIMIT_NOFILE, &none);
+        int status = shards_scan(&r.b->shards, &err);
+        setrlimit(RLIMIT_NOFILE, &before);
+        assert_int_equal(status, -1);
+        assert_int_equal(access(path, F_OK), 0);
+        shards_close(&r.b->shards, r.dir, false);
+        strcpy(r.b->shards.dir, r.dir);
+    }
+    recover_end(r.b);
+    assert_int_equal(r.b->requests.n, 4);
+    rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -198,6 +233,7 @@ int main(void)
         cmocka_unit_test(an_end_that_nobody_told_is_found_in_the_log),
         cmocka_unit_test(weights_and_loaders_are_taken_over),
         cmocka_unit_test(damaged_slots_do_not_stop_it),
+        cmocka_unit_test(a_journal_that_cannot_be_opened_is_left_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

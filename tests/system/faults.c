@@ -26,19 +26,25 @@ void *__libc_malloc(size_t n);
 void *__libc_calloc(size_t n, size_t size);
 void *__libc_realloc(void *p, size_t n);
 
+static void *no_memory(void)
+{
+    errno = ENOMEM;
+    return NULL;
+}
+
 void *malloc(size_t n)
 {
-    return strikes("malloc") ? NULL : __libc_malloc(n);
+    return strikes("malloc") ? no_memory() : __libc_malloc(n);
 }
 
 void *calloc(size_t n, size_t size)
 {
-    return strikes("malloc") ? NULL : __libc_calloc(n, size);
+    return strikes("malloc") ? no_memory() : __libc_calloc(n, size);
 }
 
 void *realloc(void *p, size_t n)
 {
-    return strikes("malloc") ? NULL : __libc_realloc(p, n);
+    return strikes("malloc") ? no_memory() : __libc_realloc(p, n);
 }
 
 /* The next function of this name into *fn, which is a pointer of its type. */

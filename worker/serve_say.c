@@ -74,7 +74,8 @@ static const char *isa_name(void)
         return fixed;
     }
 #ifdef __x86_64__
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni")) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni") &&
+        __builtin_cpu_supports("avx512vbmi")) {
         return "avx512";
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {

@@ -46,7 +46,7 @@ static bool have(enum cpu_isa isa)
     }
 #if defined(__x86_64__)
     return isa == CPU_ISA_AVX2 ? __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-                               : (bool)__builtin_cpu_supports("avx512vnni");
+                               : (bool)__builtin_cpu_supports("avx512vbmi");
 #else
     return false;
 #endif

@@ -146,7 +146,8 @@ struct workspace {
 
 static size_t panel_bytes(size_t k_pad)
 {
-    size_t floats = k_pad * sizeof(float), ints = align_up(k_pad, 32) / 32 * MATMUL_BLOCK_BYTES(1);
+    size_t floats = k_pad * sizeof(float),
+           ints = align_up(k_pad, 32) / 32 * MATMUL_BLOCK_BYTES(1, false);
     return ATTENTION_COLS * (floats > ints ? floats : ints);
 }
 
@@ -262,7 +263,7 @@ static void fill_queries(const struct job *job, const struct item *it, struct wo
             if (quant_info(type)->sub) {
                 memcpy(w->q, q, k * sizeof *q);
                 memset(w->q + k, 0, (job->k_pad - k) * sizeof *q);
-                job->products->quantise(w->q, job->k_pad, &slot, 1, width, c, panel);
+                job->products->quantise(w->q, job->k_pad, &slot, 1, false, width, c, panel);
             } else {
                 float *to = (float *)(void *)panel + c;
                 for (uint32_t j = 0; j < k; j++) {
@@ -270,8 +271,9 @@ static void fill_queries(const struct job *job, const struct item *it, struct wo
                 }
             }
         }
-        panel += quant_info(type)->sub ? (size_t)width * job->k_pad / 32 * MATMUL_BLOCK_BYTES(1)
-                                       : (size_t)width * k * sizeof(float);
+        panel += quant_info(type)->sub
+                     ? (size_t)width * job->k_pad / 32 * MATMUL_BLOCK_BYTES(1, false)
+                     : (size_t)width * k * sizeof(float);
     }
 }
 
@@ -288,12 +290,12 @@ static void score_tile(const struct job *job, const struct item *it, const uint8
         uint32_t width = panel_cut(job, it->n_cols, i, &n_panels);
         float *s = w->scores->s[t][col];
         if (q->sub) {
-            size_t stride = (size_t)width * MATMUL_BLOCK_BYTES(1);
+            size_t stride = (size_t)width * MATMUL_BLOCK_BYTES(1, false);
             size_t column = (size_t)KV_TILE * dtype_get(type)->block_bytes;
             for (uint32_t b = 0; b < job->k_pad / 32; b++) {
                 struct matmul_tile codes;
                 job->products->unpack[type](tile + b * column, &codes);
-                job->products->dot(&codes, 1, panel + b * stride, stride, 48 * (size_t)width,
+                job->products->dot(&codes, 1, panel + b * stride, stride, 0, 48 * (size_t)width,
                                    q->codes_u7 ? 0 : MATMUL_WIDE, width, s);
             }
             panel += stride * (job->k_pad / 32);

@@ -237,7 +237,8 @@ static int choose_isa(enum cpu_isa *isa, struct err *err)
     }
     if (*isa == CPU_ISA_AVX2 && __builtin_cpu_supports("avx512f") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
+        __builtin_cpu_supports("avx512vbmi")) {
         *isa = CPU_ISA_AVX512;
     }
 #endif

@@ -45,7 +45,7 @@ struct product {
     const float *bias;
     float *y;
     uint32_t y_stride;
-    bool floats;
+    bool floats, fours;
     unsigned flags, slot;
     uint32_t n_groups, run_groups, n_runs; /* per segment */
     size_t item0;                          /* first item of the job */
@@ -57,7 +57,7 @@ struct job {
     struct product products[OP_PRODUCTS_MAX];
     struct matmul_slot slots[MATMUL_SLOTS_MAX];
     unsigned n_slots;
-    bool any_floats;
+    bool any_floats, any_fours;
     const float *x;
     uint32_t x_stride, x_share;
     const uint32_t *order;     /* column -> row of the op */
@@ -73,6 +73,7 @@ struct job {
 
 uint32_t matmul_iq3xxs[256], matmul_iq3s[512], matmul_ue4m3[128];
 uint32_t matmul_iq2xxs[512], matmul_iq2xs[1024], matmul_iq2s[2048], matmul_iq1s[4096];
+struct matmul_grids matmul_grids;
 
 /* n octets of two-bit levels; values: what the levels mean. */
 static void expand_octets(const uint16_t *grid, unsigned n, const uint8_t values[3], uint32_t *out)
@@ -81,6 +82,45 @@ static void expand_octets(const uint16_t *grid, unsigned n, const uint8_t values
         for (unsigned j = 0; j < 8; j++) {
             out[2 * i + j / 4] |= (uint32_t)values[(grid[i] >> (2 * j)) & 3] << (8 * (j % 4));
         }
+    }
+}
+
+/* n octets of two-bit levels as nibbles: values 0..3 of all, then values 4..7. */
+static void split_octets(const uint16_t *grid, unsigned n, uint8_t *low, uint8_t *high)
+{
+    for (unsigned i = 0; i < 2 * n; i++) {
+        unsigned four = grid[i % n] >> (8 * (i / n));
+        low[i] = (uint8_t)((four & 3) | (four >> 2 & 3) << 4);
+        high[i] = (uint8_t)((four >> 4 & 3) | (four >> 6 & 3) << 4);
+    }
+}
+
+static void fill_grids(void)
+{
+    struct matmul_grids *g = &matmul_grids;
+    split_octets(quant_grid_iq2xxs, 256, g->iq2xxs[0], g->iq2xxs[1]);
+    split_octets(quant_grid_iq2xs, 512, g->iq2xs[0], g->iq2xs[1]);
+    split_octets(quant_grid_iq2s, 1024, g->iq2s[0], g->iq2s[1]);
+    for (unsigned i = 0; i < 512; i++) {
+        unsigned s = quant_grid_iq3s[i], xxs = quant_grid_iq3xxs[i % 256];
+        for (unsigned h = 0; h < 2; h++) {
+            g->iq3s[h][i] = (uint8_t)((s >> (6 * h) & 7) | (s >> (6 * h + 3) & 7) << 4);
+            g->iq3xxs[h][i % 256] = (uint8_t)((xxs >> (6 * h) & 7) | (xxs >> (6 * h + 3) & 7) << 4);
+        }
+    }
+    for (unsigned i = 0; i < 64; i++) {
+        unsigned level = i & 7, iq2 = (unsigned)quant_level_iq2(level);
+        unsigned iq3xxs = (unsigned)quant_level_iq3xxs(level), iq3s = 2 * level + 1;
+        bool minus = i & 8;
+        g->signs[0][i] = (uint8_t)((i & 1) << 3 | (i >> 1 & 1) << 7);
+        g->signs[1][i] = (uint8_t)((i >> 2 & 1) << 3 | (i >> 3 & 1) << 7);
+        g->code_iq2[i] = (uint8_t)(minus ? 64 - iq2 : 64 + iq2);
+        g->code_iq3xxs[i] = (uint8_t)(minus ? 64 - iq3xxs : 64 + iq3xxs);
+        g->code_iq3s[i] = (uint8_t)(minus ? 64 - iq3s : 64 + iq3s);
+    }
+    for (unsigned i = 0; i < 128; i++) {
+        g->sign_code[0][i] = (uint8_t)(quant_signs(i) & 15);
+        g->sign_code[1][i] = (uint8_t)(quant_signs(i) >> 4);
     }
 }
 
@@ -105,6 +145,7 @@ static void fill_tables(void)
         float scale = quant_ue4m3(i);
         memcpy(&matmul_ue4m3[i], &scale, sizeof scale);
     }
+    fill_grids();
 }
 
 void matmul_tables_init(void)
@@ -245,11 +286,13 @@ static void write_group(const struct job *job, const struct product *p, uint32_t
     }
 }
 
-/* Few columns of a type that needs no unpacking, groups laid and whole. */
-static bool streams(const struct product *p, uint32_t g0, uint32_t n_groups, uint32_t n_cols)
+/* Few columns of a type with a stream for them, groups laid and whole: the stream, else NULL. */
+static matmul_stream *stream_of(const struct job *job, const struct product *p, uint32_t g0,
+                                uint32_t n_groups, uint32_t n_cols)
 {
-    return p->w->dtype == DTYPE_Q8_0 && p->w->layout == WEIGHTS_LAYOUT_ROWS16 &&
-           n_cols <= MATMUL_STREAM_COLS && (g0 + n_groups) * MATMUL_ROWS <= p->w->m;
+    bool whole = p->w->layout == WEIGHTS_LAYOUT_ROWS16 &&
+                 (g0 + n_groups) * MATMUL_ROWS <= p->w->m && n_cols <= MATMUL_STREAM_COLS;
+    return whole ? job->kernels->stream[p->w->dtype][n_cols] : NULL;
 }
 
 /* Groups g0 .. g0 + n_groups - 1 for panels panel0 .. panel1 - 1, at most BLOCK_COLS columns. */
@@ -260,20 +303,19 @@ static void run_block(const struct job *job, const struct product *p, uint32_t e
     uint32_t block_col0 = job->panels[panel0].col0;
     const struct panel *last = &job->panels[panel1 - 1];
     uint32_t n_cols = last->col0 + last->n_cols - block_col0;
-    size_t col_bytes = MATMUL_BLOCK_BYTES(job->n_slots); /* of one column and block of 32 */
+    size_t col_bytes = MATMUL_BLOCK_BYTES(job->n_slots, job->any_fours); /* of a block of 32 */
+    size_t x_off = p->fours ? MATMUL_FOURS_OFF(job->n_slots) : 0,
+           corr_off = 48 + 8 * (size_t)p->slot;
+    matmul_stream *stream = stream_of(job, p, g0, n_groups, n_cols);
     for (uint32_t g = 0; g < n_groups; g++) {
         memset(s->acc[g], 0, n_cols * sizeof s->acc[g][0]);
     }
-    if (streams(p, g0, n_groups, n_cols)) {
-        const uint8_t *groups[RUN_GROUPS];
-        float *acc[RUN_GROUPS];
+    if (stream) {
+        const uint8_t *x = job->int_panels + (size_t)block_col0 * (job->k / 32) * col_bytes;
         for (uint32_t g = 0; g < n_groups; g++) {
-            groups[g] = base + (uint64_t)(g0 + g) * MATMUL_ROWS * p->w->row_bytes;
-            acc[g] = s->acc[g][0];
+            stream(base + (uint64_t)(g0 + g) * MATMUL_ROWS * p->w->row_bytes, job->k / 32, x,
+                   col_bytes * n_cols, x_off * n_cols, corr_off * n_cols, s->acc[g][0]);
         }
-        job->kernels->stream(groups, n_groups, job->k / 32,
-                             job->int_panels + (size_t)block_col0 * (job->k / 32) * col_bytes,
-                             col_bytes * n_cols, (48 + 8 * (size_t)p->slot) * n_cols, n_cols, acc);
         goto write;
     }
     for (uint32_t k0 = 0; k0 < job->k; k0 += CHUNK) {
@@ -299,9 +341,8 @@ static void run_block(const struct job *job, const struct product *p, uint32_t e
                     const uint8_t *x = job->int_panels +
                                        (size_t)panel->col0 * (job->k / 32) * col_bytes +
                                        (k0 / 32) * stride;
-                    job->kernels->dot(s->tiles[g], n / 32, x, stride,
-                                      (48 + 8 * (size_t)p->slot) * panel->n_cols, p->flags,
-                                      panel->n_cols, acc);
+                    job->kernels->dot(s->tiles[g], n / 32, x, stride, x_off * panel->n_cols,
+                                      corr_off * panel->n_cols, p->flags, panel->n_cols, acc);
                 }
             }
         }
@@ -345,9 +386,11 @@ static void fill_panels(void *arg, size_t begin, size_t end, unsigned member)
             const float *x = job->x +
                              (size_t)(job->order[panel->col0 + c] / job->x_share) * job->x_stride;
             if (job->n_slots) {
-                uint8_t *to = job->int_panels + (size_t)panel->col0 * (job->k / 32) *
-                                                    MATMUL_BLOCK_BYTES(job->n_slots);
-                job->kernels->quantise(x, job->k, job->slots, job->n_slots, panel->n_cols, c, to);
+                uint8_t *to = job->int_panels +
+                              (size_t)panel->col0 * (job->k / 32) *
+                                  MATMUL_BLOCK_BYTES(job->n_slots, job->any_fours);
+                job->kernels->quantise(x, job->k, job->slots, job->n_slots, job->any_fours,
+                                       panel->n_cols, c, to);
             }
             if (job->any_floats) {
                 float *to = job->float_panels + (size_t)panel->col0 * job->k + c;
@@ -399,6 +442,8 @@ static void add_product(struct job *job, const struct matrix *w, const float *bi
     const struct quant_info *q = quant_info(w->dtype);
     p->floats = q->sub == 0;
     job->any_floats |= p->floats;
+    p->fours = job->kernels->fours[w->dtype];
+    job->any_fours |= p->fours;
     if (!p->floats) {
         struct matmul_slot slot = { q->bias, q->sub == 16 };
         while (p->slot < job->n_slots &&
@@ -413,9 +458,8 @@ static void add_product(struct job *job, const struct matrix *w, const float *bi
     }
     p->n_groups = (w->m + MATMUL_ROWS - 1) / MATMUL_ROWS;
     /* Many columns: a panel is read once for all groups of a run. Few: one stream of weights at a time lets the
-     * processor's prefetch keep up, except where nothing is unpacked. But everybody should get several runs. */
-    bool wide = n_cols > MATMUL_COLS_MAX ||
-                (w->dtype == DTYPE_Q8_0 && n_cols <= MATMUL_STREAM_COLS);
+     * processor's prefetch keep up. But everybody should get several runs. */
+    bool wide = n_cols > MATMUL_COLS_MAX;
     uint32_t share = p->n_groups * job->n_segments / (4 * n_threads);
     p->run_groups = !wide || share < 1 ? 1 : share < RUN_GROUPS ? share : RUN_GROUPS;
     p->n_runs = (p->n_groups + p->run_groups - 1) / p->run_groups;
@@ -430,9 +474,10 @@ static void *carve(uint8_t **at, size_t size)
     return p;
 }
 
-static size_t panels_bytes(size_t rows, size_t k, bool floats, unsigned n_slots)
+static size_t panels_bytes(size_t rows, size_t k, bool floats, unsigned n_slots, bool fours)
 {
-    return rows * (k / 32) * MATMUL_BLOCK_BYTES(n_slots) + (floats ? rows * k * sizeof(float) : 0);
+    return rows * (k / 32) * MATMUL_BLOCK_BYTES(n_slots, fours) +
+           (floats ? rows * k * sizeof(float) : 0);
 }
 
 static size_t lists_bytes(size_t rows, size_t n_experts)
@@ -443,8 +488,8 @@ static size_t lists_bytes(size_t rows, size_t n_experts)
 
 size_t cpu_matmul_scratch(const struct backend_limits *l, uint32_t n_threads)
 {
-    size_t plain = panels_bytes(l->max_rows, l->max_k, true, MATMUL_SLOTS_MAX);
-    size_t wide = panels_bytes(l->max_rows_wide, l->max_k, true, 0);
+    size_t plain = panels_bytes(l->max_rows, l->max_k, true, MATMUL_SLOTS_MAX, true);
+    size_t wide = panels_bytes(l->max_rows_wide, l->max_k, true, 0, true);
     size_t rows = l->max_rows > l->max_rows_wide ? l->max_rows : l->max_rows_wide;
     return n_threads * sizeof(struct lane_scratch) + (plain > wide ? plain : wide) +
            lists_bytes(rows, l->max_experts + 1u);
@@ -499,8 +544,8 @@ int cpu_matmul(struct backend *b, const struct op_matmul *op, struct err *err)
     uint32_t *order = carve(&at, op->n_rows * sizeof *order);
     job.panels = carve(&at, op->n_rows * sizeof *job.panels);
     job.segments = carve(&at, sizeof *job.segments);
-    job.int_panels = carve(&at,
-                           panels_bytes(op->n_rows, job.n_slots ? op->k : 0, false, job.n_slots));
+    job.int_panels = carve(
+        &at, panels_bytes(op->n_rows, job.n_slots ? op->k : 0, false, job.n_slots, job.any_fours));
     job.float_panels = carve(&at, job.any_floats ? (size_t)op->n_rows * op->k * sizeof(float) : 0);
     if (check_scratch(c, at, err) < 0) {
         return -1;
@@ -566,8 +611,8 @@ int cpu_matmul_experts(struct backend *b, const struct op_matmul_experts *op, st
     }
     job.order = order;
     add_product(&job, w, op->bias, op->y, op->y_stride, op->n_rows, c->n_threads);
-    job.int_panels = carve(&at,
-                           panels_bytes(op->n_rows, job.n_slots ? w->k : 0, false, job.n_slots));
+    job.int_panels = carve(
+        &at, panels_bytes(op->n_rows, job.n_slots ? w->k : 0, false, job.n_slots, job.any_fours));
     job.float_panels = carve(&at, job.any_floats ? (size_t)op->n_rows * w->k * sizeof(float) : 0);
     if (check_scratch(c, at, err) < 0) {
         return -1;

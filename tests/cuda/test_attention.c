@@ -120,29 +120,47 @@ static void attend(struct backend *b, struct kv *kv, uint32_t n_heads, const int
     free(mine);
 }
 
+/* Types of K and V, sizes of a head, heads of a group. */
+static const struct form {
+    enum dtype k, v;
+    uint32_t k_dim, v_dim, group;
+} forms[] = {
+    { DTYPE_F32, DTYPE_BF16, 32, 48, 1 },  { DTYPE_F16, DTYPE_Q8_0, 40, 32, 11 },
+    { DTYPE_F16, DTYPE_Q8_0, 32, 48, 21 }, /* a group beyond one warp's rows */
+    { DTYPE_BF16, DTYPE_Q4_0, 32, 48, 9 }, /* and beyond one block's */
+    { DTYPE_Q8_0, DTYPE_F32, 40, 32, 4 },  { DTYPE_Q4_0, DTYPE_F16, 96, 80, 5 },
+    { DTYPE_F16, DTYPE_F16, 128, 128, 4 }, { DTYPE_Q8_0, DTYPE_Q4_0, 64, 128, 8 },
+    { DTYPE_F16, DTYPE_F16, 256, 192, 2 },
+};
+#define N_FORMS (sizeof forms / sizeof forms[0])
+
 static void attention_agrees_with_the_cpu(void **state)
 {
     struct twins *t = *state;
     static const int64_t at[3] = { 5, 700, N_POS - 1 };
-    float *want = calloc(3 * 24 * 64, sizeof *want), *got = calloc(3 * 24 * 64, sizeof *got);
-    float *sinks = twins_floats(24, 3, 24);
-    for (size_t i = 0; i < 5; i++) {
+    float *want = calloc(3 * 42 * 192, sizeof *want), *got = calloc(3 * 42 * 192, sizeof *got);
+    float *sinks = twins_floats(42, 3, 24);
+    for (size_t i = 0; i < N_FORMS; i++) {
+        const struct form *f = &forms[i];
         struct kv kv;
-        uint32_t k_dim = i % 2 ? 40 : 32, v_dim = i % 2 ? 32 : 48;
-        uint32_t n_heads = i == 1 ? 2 * 11 : 2 * (uint32_t)(i + 1); /* a group beyond one block's */
-        char what[64];
-        make(&kv, types[i], types[(i + 2) % 5], k_dim, v_dim);
+        uint32_t n_heads = N_KV_HEADS * f->group;
+        char what[96];
+        make(&kv, f->k, f->v, f->k_dim, f->v_dim);
         store(t->cuda, &kv, 0, N_POS);
         for (int form = 0; form < 3; form++) {
             uint32_t window = form == 1 ? 100 : 0;
             const float *sink = form == 1 ? sinks : NULL;
             float softcap = form == 2 ? 3 : 0;
-            snprintf(what, sizeof what, "keys %s, form %d", dtype_get(types[i])->name, form);
+            snprintf(what, sizeof what, "keys %s, values %s, form %d", dtype_get(f->k)->name,
+                     dtype_get(f->v)->name, form);
             attend(t->cpu, &kv, n_heads, at, 3, window, sink, softcap, want);
             attend(t->cuda, &kv, n_heads, at, 3, window, sink, softcap, got);
-            /* The CPU rounds queries to int8 where keys are quantised. */
-            twins_compare(got, want, (size_t)3 * n_heads * v_dim,
-                          quant_info(types[i])->sub ? 2e-2 : 1e-5, what);
+            /* The CPU rounds queries to int8 where keys are quantised; the device rounds quantised values to f16. */
+            twins_compare(got, want, (size_t)3 * n_heads * f->v_dim,
+                          quant_info(f->k)->sub   ? 2e-2
+                          : quant_info(f->v)->sub ? 1e-3
+                                                  : 1e-5,
+                          what);
         }
         free(kv.pages);
     }
@@ -151,22 +169,51 @@ static void attention_agrees_with_the_cpu(void **state)
     free(sinks);
 }
 
+/* Twenty rows of one sequence, not split, several to a warp; each of them alone, split. */
 static void a_row_has_the_same_bits_in_a_crowd(void **state)
 {
     struct twins *t = *state;
-    enum { HEADS = 6, DIM = 32 };
-    static float alone[HEADS * DIM], crowd[ROWS_MAX * HEADS * DIM];
-    int64_t at[ROWS_MAX];
+    float *alone = calloc(42 * 192, sizeof *alone);
+    float *crowd = calloc(ROWS_MAX * 42 * 192, sizeof *crowd);
+    assert_true(alone && crowd);
+    for (size_t i = 0; i < N_FORMS; i++) {
+        int64_t at[ROWS_MAX];
+        struct kv kv;
+        uint32_t n_heads = N_KV_HEADS * forms[i].group, width = n_heads * forms[i].v_dim;
+        uint32_t window = i % 2 ? 90 : 0;
+        make(&kv, forms[i].k, forms[i].v, forms[i].k_dim, forms[i].v_dim);
+        store(t->cuda, &kv, 0, N_POS);
+        for (int r = 0; r < ROWS_MAX; r++) { /* over the border of two spans */
+            at[r] = 2 * KV_SPAN - ROWS_MAX / 2 + r;
+        }
+        attend(t->cuda, &kv, n_heads, at, ROWS_MAX, window, NULL, 0, crowd);
+        for (int r = 0; r < ROWS_MAX; r += 7) {
+            attend(t->cuda, &kv, n_heads, at + r, 1, window, NULL, 0, alone);
+            assert_memory_equal(alone, crowd + (size_t)r * width, width * sizeof *alone);
+        }
+        free(kv.pages);
+    }
+    free(alone);
+    free(crowd);
+}
+
+/* Nine rows of a window that begins in two spans: split, several rows to a warp, each with spans of its own. */
+static void rows_of_a_warp_may_begin_in_different_spans(void **state)
+{
+    struct twins *t = *state;
+    enum { N = 9, HEADS = 4, DIM = 32 };
+    static float some[N * HEADS * DIM], alone[HEADS * DIM];
+    int64_t at[N];
     struct kv kv;
     make(&kv, DTYPE_F16, DTYPE_F16, DIM, DIM);
     store(t->cuda, &kv, 0, N_POS);
-    for (int i = 0; i < ROWS_MAX; i++) {
-        at[i] = N_POS - ROWS_MAX + i;
+    for (int r = 0; r < N; r++) {
+        at[r] = KV_SPAN + 600 - 1 - N / 2 + r;
     }
-    attend(t->cuda, &kv, HEADS, at, ROWS_MAX, 0, NULL, 0, crowd); /* not split */
-    for (int i = 0; i < ROWS_MAX; i += 7) {
-        attend(t->cuda, &kv, HEADS, at + i, 1, 0, NULL, 0, alone); /* split */
-        assert_memory_equal(alone, crowd + (size_t)i * HEADS * DIM, sizeof alone);
+    attend(t->cuda, &kv, HEADS, at, N, 600, NULL, 0, some);
+    for (int r = 0; r < N; r++) {
+        attend(t->cuda, &kv, HEADS, at + r, 1, 600, NULL, 0, alone);
+        assert_memory_equal(alone, some + r * HEADS * DIM, sizeof alone);
     }
     free(kv.pages);
 }
@@ -177,6 +224,7 @@ int main(void)
         cmocka_unit_test(pages_are_the_cpus),
         cmocka_unit_test(attention_agrees_with_the_cpu),
         cmocka_unit_test(a_row_has_the_same_bits_in_a_crowd),
+        cmocka_unit_test(rows_of_a_warp_may_begin_in_different_spans),
     };
     return cmocka_run_group_tests(tests, twins_open, twins_close);
 }

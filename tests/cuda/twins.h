@@ -17,9 +17,9 @@ static const struct backend_limits twins_limits = { .max_rows = 136,
                                                     .max_rows_wide = 96,
                                                     .max_k = 1088,
                                                     .max_m = 1024,
-                                                    .max_heads = 32,
-                                                    .max_k_dim = 128,
-                                                    .max_v_dim = 128,
+                                                    .max_heads = 42,
+                                                    .max_k_dim = 256,
+                                                    .max_v_dim = 256,
                                                     .max_experts = 64,
                                                     .ctx_len = 2048 };
 

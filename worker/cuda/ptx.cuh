@@ -28,6 +28,16 @@ static __device__ __forceinline__ void ptx_mma_k32(int d[4], const uint32_t a[4]
           "r"(c[2]), "r"(c[3]));
 }
 
+/* d(16, 8) += a(16, 16) b(16, 8), f16 in, f32 out; lanes as above with two k to a register. */
+static __device__ __forceinline__ void ptx_mma_f16(float d[4], const uint32_t a[4],
+                                                   const uint32_t b[2])
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 /* Asks for 16 (4) bytes from global to shared memory, both aligned; there after a wait. */
 static __device__ __forceinline__ void ptx_copy16(void *shared, const void *global)
 {
@@ -146,6 +156,27 @@ static inline void ptx_mma_k32(int d[4], const uint32_t a[4], const uint32_t b[2
             sum += ptx_dot4(row[i / 2], x[s][4]) + ptx_dot4(row[2 + i / 2], x[s][5]);
         }
         d[i] = sum;
+    }
+}
+
+/* A device adds in its own order; nothing may lean on this one. */
+static inline void ptx_mma_f16(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    uint32_t words[EMULATE_WORDS] = { a[0], a[1], a[2], a[3], b[0], b[1] };
+    const uint32_t(*all)[EMULATE_WORDS] = emulate_share(words, 6);
+    unsigned lane = emulate_lane(), g = lane / 4, t = lane % 4;
+    for (unsigned i = 0; i < 4; i++) {
+        for (unsigned s = 0; s < 4; s++) {
+            const uint32_t *row = all[4 * g + s], *column = all[4 * (2 * t + i % 2) + s];
+            const uint32_t pairs[2][2] = { { row[i / 2], column[4] },
+                                           { row[2 + i / 2], column[5] } };
+            for (unsigned p = 0; p < 2; p++) {
+                for (unsigned h = 0; h < 2; h++) {
+                    d[i] += dtype_f32_of_f16((uint16_t)(pairs[p][0] >> (16 * h))) *
+                            dtype_f32_of_f16((uint16_t)(pairs[p][1] >> (16 * h)));
+                }
+            }
+        }
     }
 }
 

@@ -13,12 +13,16 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Turns of a waiting loop before it sleeps: about ten microseconds, the price of a futex wake-up. */
-#define SPIN_TURNS 256
+/* Turns of a waiting loop before it sleeps. About ten microseconds are the price of a futex wake-up; about 150 cover what the
+ * loop thread does alone between two jobs of a step. Each thread starts with the most, halves it when it waited in vain
+ * (somebody else has the other's core) and doubles it when it did not. */
+#define SPIN_TURNS_MIN 256
+#define SPIN_TURNS_MAX 4096
 
 struct team {
-    unsigned n_threads; /* with the owner */
-    unsigned spin_turns;
+    unsigned n_threads;  /* with the owner */
+    unsigned spin_max;   /* 1 where threads are more than cores */
+    unsigned owner_spin; /* turns of the owner's next wait */
     team_job *job;
     void *arg;
     size_t n_items, grain;
@@ -63,16 +67,26 @@ static void work(struct team *team, unsigned member)
     }
 }
 
+/* The turns of the next wait. */
+static unsigned next_spin(const struct team *team, unsigned turns, bool in_vain)
+{
+    unsigned most = team->spin_max, least = most < SPIN_TURNS_MIN ? most : SPIN_TURNS_MIN;
+    turns = in_vain ? turns / 2 : turns * 2;
+    return turns < least ? least : turns > most ? most : turns;
+}
+
 /* Sleeps until generation is not `seen`. The owner raises generation before it looks at sleepers, a member raises
  * sleepers before it looks at generation: one of the two sees the other. */
-static void wait_job(struct team *team, uint32_t seen)
+static void wait_job(struct team *team, uint32_t seen, unsigned *turns)
 {
-    for (unsigned i = 0; i < team->spin_turns; i++) {
+    for (unsigned i = 0; i < *turns; i++) {
         if (atomic_load_explicit(&team->generation, memory_order_acquire) != seen) {
+            *turns = next_spin(team, *turns, false);
             return;
         }
         relax();
     }
+    *turns = next_spin(team, *turns, true);
     atomic_fetch_add(&team->sleepers, 1);
     while (atomic_load(&team->generation) == seen) {
         futex_wait(&team->generation, seen);
@@ -84,8 +98,9 @@ static void *member_main(void *arg)
 {
     struct member *me = arg;
     struct team *team = me->team;
+    unsigned turns = team->spin_max;
     for (uint32_t seen = 0;; seen++) {
-        wait_job(team, seen);
+        wait_job(team, seen, &turns);
         if (atomic_load(&team->stop)) {
             return NULL;
         }
@@ -116,7 +131,8 @@ struct team *team_create(unsigned n_threads, struct err *err)
         err_set(err, ERR_NO_MEMORY, "%u compute threads: no memory", n_threads);
         return NULL;
     }
-    *team = (struct team){ .n_threads = 1, .spin_turns = n_threads <= n_cores ? SPIN_TURNS : 1 };
+    *team = (struct team){ .n_threads = 1, .spin_max = n_threads <= n_cores ? SPIN_TURNS_MAX : 1 };
+    team->owner_spin = team->spin_max;
     /* Signals are read in the loop; these threads take none. */
     sigset_t all, before;
     sigfillset(&all);
@@ -180,12 +196,14 @@ void team_run(struct team *team, team_job *job, void *arg, size_t n_items, size_
         futex_wake(&team->generation, INT32_MAX);
     }
     work(team, 0);
-    for (unsigned i = 0; i < team->spin_turns; i++) {
+    for (unsigned i = 0; i < team->owner_spin; i++) {
         if (atomic_load_explicit(&team->pending, memory_order_acquire) == 0) {
+            team->owner_spin = next_spin(team, team->owner_spin, false);
             return;
         }
         relax();
     }
+    team->owner_spin = next_spin(team, team->owner_spin, true);
     uint32_t left;
     while ((left = atomic_load(&team->pending)) != 0) {
         futex_wait(&team->pending, left);

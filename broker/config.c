@@ -401,6 +401,28 @@ static int take_template(struct config_alias *a, const char *value, struct err *
     return 0;
 }
 
+/* PATH or PATH:SCALE; kept as PATH:SCALE, as the loader wants it. */
+static int take_lora(struct config_alias *a, const char *value, struct err *err)
+{
+    char path[CONFIG_PATH_BYTES], text[CONFIG_PATH_BYTES];
+    const char *colon = strrchr(value, ':');
+    char *end = NULL;
+    double scale = colon ? strtod(colon + 1, &end) : 1.0;
+    bool scaled = colon && end != colon + 1 && *end == '\0';
+    scale = scaled ? scale : 1.0;
+    if (!(scale >= -1000.0 && scale <= 1000.0)) {
+        return err_set(err, ERR_USAGE, "lora %s: the factor is beyond 1000", value);
+    }
+    snprintf(text, sizeof text, "%.*s", scaled ? (int)(colon - value) : (int)strlen(value), value);
+    if (take_path(path, text, err) < 0) {
+        return -1;
+    }
+    int n = snprintf(a->lora, sizeof a->lora, "%s:%.6g", path, scale);
+    return n > 0 && n < (int)sizeof a->lora
+               ? 0
+               : err_set(err, ERR_USAGE, "lora %s: a path too long", value);
+}
+
 static int set_alias_key(struct config *c, const char *name, const char *key, const char *value,
                          struct err *err)
 {
@@ -417,6 +439,9 @@ static int set_alias_key(struct config *c, const char *name, const char *key, co
     }
     if (strcmp(key, "kv") == 0) {
         return take_kv(a->kv_k, a->kv_v, value, err);
+    }
+    if (strcmp(key, "lora") == 0) {
+        return take_lora(a, value, err);
     }
     if (strcmp(key, "template") == 0) {
         return take_template(a, value, err);

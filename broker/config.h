@@ -56,6 +56,7 @@ struct config_alias {
     char model[CONFIG_PATH_BYTES]; /* a file name in a model directory, or a path */
     uint32_t ctx;                  /* 0: as configured for all */
     char kv_k[CONFIG_WORD_BYTES], kv_v[CONFIG_WORD_BYTES];
+    char lora[CONFIG_PATH_BYTES]; /* PATH:SCALE of an adapter; empty: none */
     bool pin;
     uint32_t ttl_s; /* idle this long: leaves RAM; 0: only when room is needed */
     char *template; /* chat template instead of the model's own, NULL: the model's; owned */

@@ -97,11 +97,12 @@ struct model *models_find_text(const struct models *t, uint32_t child)
     return NULL;
 }
 
-static uint64_t number_of(const char *path, const char *kv_k, const char *kv_v)
+static uint64_t number_of(const char *path, const char *kv_k, const char *kv_v, const char *lora)
 {
     uint64_t n = broker_digest(0, path, strlen(path) + 1);
     n = broker_digest(n, kv_k, strlen(kv_k) + 1);
     n = broker_digest(n, kv_v, strlen(kv_v) + 1);
+    n = lora[0] ? broker_digest(n, lora, strlen(lora) + 1) : n;
     return n ? n : 1;
 }
 
@@ -120,11 +121,17 @@ static void kv_of(const struct broker *b, const struct catalog_pick *pick, const
     *v = own ? pick->alias->kv_v : b->config.kv_v;
 }
 
+/* Its adapter, "" without one. */
+static const char *lora_of(const struct catalog_pick *pick)
+{
+    return pick->alias ? pick->alias->lora : "";
+}
+
 static uint64_t number_of_pick(const struct broker *b, const struct catalog_pick *pick)
 {
     const char *k, *v;
     kv_of(b, pick, &k, &v);
-    return number_of(pick->file.path, k, v);
+    return number_of(pick->file.path, k, v, lora_of(pick));
 }
 
 /* The row of a picked file, made when it is new. */
@@ -149,6 +156,7 @@ static struct model *get_row(struct broker *b, const struct catalog_pick *pick, 
         m->file = pick->file;
         snprintf(m->kv_k, sizeof m->kv_k, "%s", k);
         snprintf(m->kv_v, sizeof m->kv_v, "%s", v);
+        snprintf(m->lora, sizeof m->lora, "%s", lora_of(pick));
         t->list[t->n++] = m;
     } else if (!same_file(&m->file, &pick->file) && m->state == MODEL_COLD) {
         /* Another file under the old name: what was known of it no longer holds. */

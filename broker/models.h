@@ -82,6 +82,7 @@ struct model {
     uint64_t number; /* of file and KV types: the same under the next broker */
     struct catalog_file file;
     char kv_k[CONFIG_WORD_BYTES], kv_v[CONFIG_WORD_BYTES];
+    char lora[CONFIG_PATH_BYTES]; /* an adapter beside the file, PATH:SCALE; empty: none */
     enum model_state state;
     bool pinned, unload; /* unload: it leaves RAM as soon as it can */
     bool policy_pin;     /* the configuration pins it: no client lets it go */

@@ -49,6 +49,10 @@ void models_start_load(struct broker *b, struct model *m)
         add_arg(&spawn, "--source");
         add_arg(&spawn, b->config.source);
     }
+    if (m->lora[0]) {
+        add_arg(&spawn, "--lora");
+        add_arg(&spawn, m->lora);
+    }
     add_arg(&spawn, "--layout");
     add_arg(&spawn, layout_wanted(b));
     add_arg(&spawn, "--ram-budget");

@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "loader/adapter.h"
 #include "loader/gguf.h"
 #include "loader/layout.h"
 #include "loader/order.h"
@@ -31,6 +32,8 @@ struct load {
     struct part parts[SOURCE_PARTS_MAX];
     struct source_file files[SOURCE_PARTS_MAX];
     uint32_t n_parts;
+    bool adapted; /* the last part is an adapter */
+    float lora_scale;
     enum weights_layout layout;
     uint64_t data_bytes;
     struct order order;
@@ -129,6 +132,22 @@ struct load *load_open(const char *path, bool direct, struct err *err)
     return l;
 }
 
+int load_open_adapter(struct load *l, const char *path, float scale, bool direct, struct err *err)
+{
+    struct part *part = &l->parts[l->n_parts];
+    if (l->n_parts == SOURCE_PARTS_MAX || l->adapted) {
+        return err_set(err, ERR_UNSUPPORTED, "%s: no room for an adapter", path);
+    }
+    part->path = strdup(path);
+    if (!part->path) {
+        return err_set(err, ERR_NO_MEMORY, "no memory for a path");
+    }
+    l->n_parts++;
+    l->adapted = true;
+    l->lora_scale = scale;
+    return open_file(l, l->n_parts - 1, direct, err);
+}
+
 void load_close(struct load **l)
 {
     if (!*l) {
@@ -175,18 +194,19 @@ static int get_u64(const struct part *part, const char *key, uint64_t *out, stru
 static int check_split(const struct load *l, struct err *err)
 {
     uint64_t n_tensors = 0, wanted = UINT64_MAX;
-    for (uint32_t i = 0; i < l->n_parts; i++) {
+    uint32_t n_parts = l->n_parts - l->adapted;
+    for (uint32_t i = 0; i < n_parts; i++) {
         const struct part *part = &l->parts[i];
-        uint64_t no = i, count = l->n_parts > 1 ? 0 : 1;
+        uint64_t no = i, count = n_parts > 1 ? 0 : 1;
         if (get_u64(part, "split.no", &no, err) < 0 ||
             get_u64(part, "split.count", &count, err) < 0 ||
             get_u64(part, "split.tensors.count", &wanted, err) < 0) {
             return -1;
         }
-        if (count != l->n_parts && !(l->n_parts == 1 && count <= 1)) {
+        if (count != n_parts && !(n_parts == 1 && count <= 1)) {
             return err_set(err, ERR_BAD_FILE,
                            "%s: split.count is %" PRIu64 ", by the file's name it is %" PRIu32,
-                           part->path, count, l->n_parts);
+                           part->path, count, n_parts);
         }
         if (no != i) {
             return err_set(err, ERR_BAD_FILE,
@@ -269,6 +289,11 @@ int load_parse(struct load *l, enum weights_layout layout, struct err *err)
         }
         l->digest = (l->digest ^ part->gguf.digest) * 0x9fb21c651e98df25ull;
     }
+    if (l->adapted) { /* keys and values under another factor are others */
+        uint32_t bits;
+        memcpy(&bits, &l->lora_scale, sizeof bits);
+        l->digest = (l->digest ^ bits) * 0x9fb21c651e98df25ull;
+    }
     if (check_split(l, err) < 0 || place_parts(l, err) < 0) {
         return -1;
     }
@@ -289,6 +314,13 @@ int load_check_model(const struct load *l, struct err *err)
     uint64_t version = 2;
     if (get_u64(part, "general.quantization_version", &version, err) < 0) {
         return -1;
+    }
+    if (l->adapted) {
+        const struct part *adapter = &l->parts[l->n_parts - 1];
+        float alpha;
+        if (adapter_check(&part->gguf, &adapter->gguf, &alpha, err) < 0) {
+            return err_wrap(err, "%s", adapter->path);
+        }
     }
     for (uint32_t i = 0; i < l->n_parts && version != 2; i++) {
         for (uint64_t t = 0; t < l->parts[i].gguf.n_tensors; t++) {
@@ -387,8 +419,29 @@ int load_read_tensor(const struct load *l, const struct load_tensor *t, uint64_t
 
 /* ---- the segment ---- */
 
+/* What the worker needs to know of the adapter. */
+static int collect_adapter(const struct load *l, struct weights_builder *manifest, struct err *err)
+{
+    const struct gguf *adapter = &l->parts[l->n_parts - 1].gguf;
+    const char *scale = "hearth.lora.scale", *key = "hearth.lora.alpha";
+    float alpha;
+    if (!l->adapted) {
+        return 0;
+    }
+    return adapter_check(&l->parts[0].gguf, adapter, &alpha, err) < 0 ||
+                   weights_builder_add(manifest, scale, strlen(scale), WEIGHTS_F32, WEIGHTS_F32, 1,
+                                       &l->lora_scale, err) < 0 ||
+                   weights_builder_add(manifest, key, strlen(key), WEIGHTS_F32, WEIGHTS_F32, 1,
+                                       &alpha, err) < 0
+               ? -1
+               : 0;
+}
+
 static int collect(const struct load *l, struct weights_builder *manifest, struct err *err)
 {
+    if (collect_adapter(l, manifest, err) < 0) {
+        return -1;
+    }
     const struct gguf *first = &l->parts[0].gguf;
     for (uint64_t i = 0; i < first->n_kvs; i++) {
         const struct gguf_kv *kv = &first->kvs[i];

@@ -29,6 +29,9 @@ struct load_identity {
 struct load *load_open(const char *path, bool direct, struct err *err);
 void load_close(struct load **l);
 
+/* One more file, an adapter whose share is multiplied by scale; between load_open and load_parse. */
+int load_open_adapter(struct load *l, const char *path, float scale, bool direct, struct err *err);
+
 /* The open files, for source_open; borrowed. */
 const struct source_file *load_files(const struct load *l, uint32_t *n_files);
 

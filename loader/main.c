@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +33,8 @@ struct options {
     uint64_t budget_bytes;
     uint64_t rate; /* bytes per second at most; 0: no limit */
     int out_fd;    /* -1: the keeper's grant */
+    char *lora;    /* PATH of an adapter, NULL: none */
+    float lora_scale;
 };
 
 /* Bytes with an optional K, M, G or T (binary). */
@@ -65,12 +68,29 @@ static int parse_int(const char *text, const char *name, int *out, struct err *e
     return 0;
 }
 
+/* PATH:SCALE, cut in place. */
+static int parse_lora(char *text, struct options *o, struct err *err)
+{
+    char *colon = strrchr(text, ':'), *end = colon;
+    o->lora = text;
+    o->lora_scale = colon ? strtof(colon + 1, &end) : 0.0f;
+    if (!colon || end == colon + 1 || *end || !(fabsf(o->lora_scale) <= 1000.0f)) {
+        return err_set(err, ERR_USAGE, "--lora %s: not PATH:SCALE", text);
+    }
+    *colon = '\0';
+    return 0;
+}
+
 static int parse_options(struct options *o, int argc, char **argv, struct err *err)
 {
     static const struct option longs[] = {
-        { "layout", required_argument, NULL, 'l' },  { "source", required_argument, NULL, 's' },
-        { "threads", required_argument, NULL, 't' }, { "ram-budget", required_argument, NULL, 'b' },
-        { "out-fd", required_argument, NULL, 'o' },  { NULL, 0, NULL, 0 },
+        { "layout", required_argument, NULL, 'l' },
+        { "source", required_argument, NULL, 's' },
+        { "threads", required_argument, NULL, 't' },
+        { "ram-budget", required_argument, NULL, 'b' },
+        { "out-fd", required_argument, NULL, 'o' },
+        { "lora", required_argument, NULL, 'a' },
+        { NULL, 0, NULL, 0 },
     };
     *o = (struct options){ .budget_bytes = ROOM_NO_BUDGET, .out_fd = -1 };
     const char *rate = getenv("HEARTH_LOAD_RATE"); /* a slow disk, for tests */
@@ -99,6 +119,9 @@ static int parse_options(struct options *o, int argc, char **argv, struct err *e
             break;
         case 'b':
             rc = parse_size(optarg, "--ram-budget", &o->budget_bytes, err);
+            break;
+        case 'a':
+            rc = parse_lora(optarg, o, err);
             break;
         case 'o':
             rc = parse_int(optarg, "out-fd", &o->out_fd, err);
@@ -193,7 +216,7 @@ int main(int argc, char **argv)
         fprintf(stderr,
                 "hearth-loader: %s; hearth-loader [--layout file|rows16] "
                 "[--source auto|uring|pread|mmap] [--threads N] [--ram-budget SIZE] "
-                "[--out-fd N] FILE\n",
+                "[--lora PATH:SCALE] [--out-fd N] FILE\n",
                 err.text);
         return err_exit_code(err.code);
     }
@@ -208,7 +231,7 @@ int main(int argc, char **argv)
 
     bool direct = o.source == SOURCE_AUTO || o.source == SOURCE_URING;
     l = load_open(o.path, direct, &err);
-    if (!l) {
+    if (!l || (o.lora && load_open_adapter(l, o.lora, o.lora_scale, direct, &err) < 0)) {
         goto end;
     }
     uint32_t n_files;

@@ -43,6 +43,7 @@ struct matrix {
     const uint8_t *data; /* NULL: the tensor is absent */
     const uint8_t *const
         *places; /* [n_experts] where each expert begins; NULL: expert_bytes apart */
+    const struct low_rank *low_rank; /* what an adapter adds to its products (layer.h); or NULL */
 };
 
 /* Where the rows of an expert begin. */

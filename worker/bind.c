@@ -203,6 +203,9 @@ int bind_layer_linear(struct bind *b, uint32_t i, const char *part, uint32_t k, 
     if (bind_layer_matrix(b, i, part, k, m, 1, want, &out->w) < 0) {
         return -1;
     }
+    if (out->w.data && bind_low_rank(b, &out->w) < 0) {
+        return -1;
+    }
     bind_name(name, "blk.%u.%s.bias", i, part);
     return out->w.data ? bind_vector(b, name, out->w.m, WANT_OPTIONAL, &out->bias) : 0;
 }

@@ -21,6 +21,8 @@ struct bind {
     struct model *m;
     struct err *err;
     uint64_t data_end; /* of the tensors bound since it was last reset */
+    bool adapted;      /* the segment holds an adapter too */
+    double lora_scale, lora_alpha;
 };
 
 /* ---- keys; names without the architecture's prefix ---- */
@@ -52,7 +54,9 @@ int bind_layer_experts(struct bind *b, uint32_t i, const char *part, uint32_t k,
                        uint32_t n_experts, const uint8_t **places, struct matrix *out);
 int bind_layer_vector(struct bind *b, uint32_t i, const char *part, uint64_t n, enum want want,
                       const float **out);
-/* A matrix with its optional bias. */
+/* What the adapter adds to a matrix that has been bound, if it does. */
+int bind_low_rank(struct bind *b, struct matrix *w);
+/* A matrix with its optional bias and low ranks. */
 int bind_layer_linear(struct bind *b, uint32_t i, const char *part, uint32_t k, uint32_t m,
                       enum want want, struct model_linear *out);
 int bind_norm(struct bind *b, const char *name, uint64_t n, enum want want, struct model_norm *out);
@@ -64,3 +68,6 @@ int bind_layer_norm(struct bind *b, uint32_t i, const char *part, uint64_t n, en
 /* The tables of a model: [0] for full layers, [1] for window layers where these differ. */
 int bind_ropes(struct bind *b, uint32_t k_dim, int ropes[2]);
 int bind_layer(struct bind *b, uint32_t i, const int ropes[2]);
+/* Before and after all matrices: is there an adapter; was all of it bound? */
+int bind_adapter(struct bind *b);
+int bind_adapter_end(struct bind *b);

@@ -14,13 +14,19 @@
 
 /* The widest of everything, over all layers. */
 struct widths {
-    uint32_t qkv, q2, att, wide, ffn, expert, heads, k_dim, v_dim, k, m;
+    uint32_t qkv, q2, att, wide, ffn, expert, heads, k_dim, v_dim, k, m, low, low_y;
 };
 
 static void see(struct widths *w, const struct matrix *matrix)
 {
     w->k = MAX(w->k, matrix->k);
     w->m = MAX(w->m, matrix->m);
+    if (matrix->low_rank) {
+        w->low = MAX(w->low, matrix->low_rank->a.m);
+        w->low_y = MAX(w->low_y, matrix->m);
+        w->k = MAX(w->k, w->low);
+        w->m = MAX(w->m, w->low);
+    }
 }
 
 static void measure_layer(const struct model *m, const struct model_layer *l, struct widths *w)
@@ -91,6 +97,8 @@ static int alloc_device(struct forward *f, const struct widths *w, struct err *e
     f->q2 = device_array(f, n, w->q2, err, &ok);
     f->att = device_array(f, n, w->att, err, &ok);
     f->wide = device_array(f, n, w->wide, err, &ok);
+    f->low = device_array(f, n, w->low, err, &ok);
+    f->low_y = device_array(f, n, w->low_y, err, &ok);
     f->g = device_array(f, n, 2ull * w->ffn, err, &ok);
     f->u = device_array(f, n, w->ffn, err, &ok);
     f->router = device_array(f, n, m->n_experts, err, &ok);
@@ -191,28 +199,12 @@ void forward_destroy(struct forward **forward)
     if (!f) {
         return;
     }
-    void *device[] = { f->x,
-                       f->h,
-                       f->t,
-                       f->t2,
-                       f->t3,
-                       f->qkv,
-                       f->q2,
-                       f->att,
-                       f->wide,
-                       f->g,
-                       f->u,
-                       f->router,
-                       f->weights,
-                       f->experts,
-                       f->eg,
-                       f->eu,
-                       f->ed,
-                       f->per_layer,
-                       f->per_layer_table,
-                       f->out,
-                       f->logits,
-                       f->head_idx };
+    void *device[] = {
+        f->x,       f->h,       f->t,       f->t2,    f->t3, f->qkv,       f->q2,
+        f->att,     f->wide,    f->low,     f->low_y, f->g,  f->u,         f->router,
+        f->weights, f->experts, f->eg,      f->eu,    f->ed, f->per_layer, f->per_layer_table,
+        f->out,     f->logits,  f->head_idx
+    };
     for (size_t i = 0; i < sizeof device / sizeof device[0]; i++) {
         f->backend->ops->free(f->backend, device[i]);
     }
@@ -623,7 +615,7 @@ static int compute_logits(struct pass *p, uint32_t n)
         .y = p->f->logits,
         .y_stride = m->output.m,
     };
-    if (p->ops->matmul(p->b, &op, p->err) < 0) {
+    if (layer_matmul(p, &op) < 0) {
         return -1;
     }
     return m->logit_scale != 1.0f || m->logit_softcap > 0.0f ? p->ops->add(p->b, &scale, p->err)

@@ -42,6 +42,55 @@ int layer_add(struct pass *p, float *x, const float *branch, float scale)
     return p->ops->add(p->b, &op, p->err);
 }
 
+/* y += scale * B (A x) for one product of op. */
+static int add_low_rank(struct pass *p, const struct op_matmul *op, const struct op_product *to)
+{
+    const struct low_rank *r = to->w->low_rank;
+    const struct op_matmul down = {
+        .x = op->x,
+        .x_stride = op->x_stride,
+        .n_rows = op->n_rows,
+        .k = op->k,
+        .n_products = 1,
+        .products = { { .w = &r->a, .y = p->f->low, .y_stride = r->a.m } },
+    };
+    const struct op_matmul up = {
+        .x = p->f->low,
+        .x_stride = r->a.m,
+        .n_rows = op->n_rows,
+        .k = r->a.m,
+        .n_products = 1,
+        .products = { { .w = &r->b, .y = p->f->low_y, .y_stride = r->b.m } },
+    };
+    const struct op_add add = {
+        .n_rows = op->n_rows,
+        .width = r->b.m,
+        .a = to->y,
+        .a_stride = to->y_stride,
+        .b = p->f->low_y,
+        .b_stride = r->b.m,
+        .b_rows = op->n_rows,
+        .b_scale = r->scale,
+        .y_scale = 1.0f,
+        .y = to->y,
+        .y_stride = to->y_stride,
+    };
+    return p->ops->matmul(p->b, &down, p->err) < 0 || p->ops->matmul(p->b, &up, p->err) < 0
+               ? -1
+               : p->ops->add(p->b, &add, p->err);
+}
+
+int layer_matmul(struct pass *p, const struct op_matmul *op)
+{
+    int rc = p->ops->matmul(p->b, op, p->err);
+    for (uint32_t i = 0; rc == 0 && i < op->n_products; i++) {
+        if (op->products[i].w->low_rank) {
+            rc = add_low_rank(p, op, &op->products[i]);
+        }
+    }
+    return rc;
+}
+
 int layer_linear_to(struct pass *p, const struct model_linear *w, const float *x, float *y)
 {
     const struct op_matmul op = {
@@ -52,7 +101,7 @@ int layer_linear_to(struct pass *p, const struct model_linear *w, const float *x
         .n_products = 1,
         .products = { { .w = &w->w, .bias = w->bias, .y = y, .y_stride = w->w.m } },
     };
-    return p->ops->matmul(p->b, &op, p->err);
+    return layer_matmul(p, &op);
 }
 
 /* Rows of `width` floats from one stride to another. */
@@ -175,7 +224,7 @@ static int project_qkv(struct pass *p, const struct model_layer *l, const float 
         }
     }
     op.n_products = (uint32_t)(product - op.products);
-    return p->ops->matmul(p->b, &op, p->err);
+    return layer_matmul(p, &op);
 }
 
 static int mix_attention(struct pass *p, const struct model_layer *l, const float *x, float *y)
@@ -301,8 +350,7 @@ static int attend_expanded(struct pass *p, const struct model_layer *l, const fl
         .y = k + nope,
         .y_stride = d,
     };
-    if (p->ops->matmul(p->b, &expand, p->err) < 0 ||
-        copy_rows(p, p->n * h, nope, f->wide, pair, k, d) < 0 ||
+    if (layer_matmul(p, &expand) < 0 || copy_rows(p, p->n * h, nope, f->wide, pair, k, d) < 0 ||
         p->ops->gather(p->b, &spread, p->err) < 0 ||
         copy_rows(p, p->n * h, l->v_dim, f->wide + nope, pair, v, l->v_dim) < 0 ||
         store_kv(p, l, k, h * d, v, h * l->v_dim) < 0) {
@@ -398,7 +446,7 @@ static int delta_inputs(struct pass *p, const struct model_layer *l, const float
             .products = { { &l->qkv.w, l->qkv.bias, u, channels },
                           { &l->gate.w, l->gate.bias, z, inner } },
         };
-        if (p->ops->matmul(p->b, &op, p->err) < 0) {
+        if (layer_matmul(p, &op) < 0) {
             return -1;
         }
     } else {
@@ -427,7 +475,7 @@ static int delta_inputs(struct pass *p, const struct model_layer *l, const float
         .products = { { &l->beta.w, l->beta.bias, ba, 2 * hv },
                       { &l->alpha.w, l->alpha.bias, ba + hv, 2 * hv } },
     };
-    return p->ops->matmul(p->b, &op, p->err);
+    return layer_matmul(p, &op);
 }
 
 static int mix_delta_net(struct pass *p, const struct model_layer *l, const float *x, float *y)
@@ -532,7 +580,7 @@ static int gated(struct pass *p, const struct model_linear *gate, const struct m
         act.g = f->u;
         act.u = NULL;
     }
-    if (p->ops->matmul(p->b, &op, p->err) < 0 || p->ops->act(p->b, &act, p->err) < 0) {
+    if (layer_matmul(p, &op) < 0 || p->ops->act(p->b, &act, p->err) < 0) {
         return -1;
     }
     return layer_linear_to(p, down, f->u, y);

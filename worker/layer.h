@@ -15,16 +15,17 @@ struct forward {
     uint32_t next_layer;
 
     /* Activations in the backend's memory, each max_tokens rows unless said. */
-    float *x;      /* dim: the residual stream */
-    float *h;      /* dim: normed input of a branch */
-    float *t, *t2; /* dim: output of a branch, of a second one */
-    float *t3;     /* dim: gemma4's experts beside its dense branch */
-    float *qkv;    /* widest q + k + v, side by side */
-    float *q2;     /* queries in another shape (gated, latent) */
-    float *att;    /* widest output of all heads */
-    float *wide;   /* widest intermediate of latent attention and delta nets */
-    float *g, *u;  /* widest feed-forward; g twice, for fused gate and up */
-    float *router; /* experts */
+    float *x;           /* dim: the residual stream */
+    float *h;           /* dim: normed input of a branch */
+    float *t, *t2;      /* dim: output of a branch, of a second one */
+    float *t3;          /* dim: gemma4's experts beside its dense branch */
+    float *qkv;         /* widest q + k + v, side by side */
+    float *q2;          /* queries in another shape (gated, latent) */
+    float *att;         /* widest output of all heads */
+    float *low, *low_y; /* an adapter's: widest rank, widest output */
+    float *wide;        /* widest intermediate of latent attention and delta nets */
+    float *g, *u;       /* widest feed-forward; g twice, for fused gate and up */
+    float *router;      /* experts */
     float *weights;
     int32_t *experts;
     float *eg, *eu, *ed; /* (tokens * experts used, ..) */
@@ -66,4 +67,5 @@ int layer_moe(struct pass *p, const struct model_layer *l, const float *x, const
 /* Small ops with the pass's row count: y = norm(x), y = a + scale b (a NULL b: copy), y = W x. */
 int layer_norm_to(struct pass *p, const struct model_norm *norm, const float *x, float *y);
 int layer_add(struct pass *p, float *x, const float *branch, float scale);
+int layer_matmul(struct pass *p, const struct op_matmul *op); /* with what an adapter adds */
 int layer_linear_to(struct pass *p, const struct model_linear *w, const float *x, float *y);

@@ -144,6 +144,8 @@ static int bind_ends(struct bind *b)
     }
     if (!m->output.data) {
         m->output = m->token_embd;
+    } else if (bind_low_rank(b, &m->output) < 0) {
+        return -1;
     }
     m->output_data_end = b->data_end;
     return 0;
@@ -234,7 +236,7 @@ static int bind_all(struct bind *b)
         return err_set(b->err, ERR_UNSUPPORTED, "architecture %.*s is not known",
                        (int)(len < 64 ? len : 64), name);
     }
-    if (read_numbers(b) < 0 || read_scales(b) < 0 || bind_ends(b) < 0 ||
+    if (bind_adapter(b) < 0 || read_numbers(b) < 0 || read_scales(b) < 0 || bind_ends(b) < 0 ||
         bind_u32_at(b, "attention.head_count", 0, BIND_REQUIRED, &heads) < 0 ||
         bind_u32(b, "attention.key_length", heads ? m->dim / heads : 0, &k_dim) < 0 ||
         bind_ropes(b, k_dim, ropes) < 0) {
@@ -249,7 +251,7 @@ static int bind_all(struct bind *b)
             return -1;
         }
     }
-    return lay_out_kv(b);
+    return bind_adapter_end(b) < 0 ? -1 : lay_out_kv(b);
 }
 
 struct model *model_bind(const struct weights *w, struct backend *backend,
@@ -285,6 +287,10 @@ void model_destroy(struct model **model)
     }
     for (uint32_t i = 0; m->layers && i < m->n_layers; i++) {
         free(m->layers[i].exp_places);
+    }
+    for (struct low_rank *r = m->low_ranks, *next; r; r = next) {
+        next = r->next;
+        free(r);
     }
     free(m->kv.layer);
     free(m->layers);

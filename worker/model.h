@@ -33,6 +33,13 @@ struct model_linear {
     const float *bias;
 };
 
+/* A LoRA adapter's share in one matrix: y += scale * B (A x). */
+struct low_rank {
+    struct low_rank *next;
+    struct matrix a, b; /* [k, rank], [rank, m] */
+    float scale;
+};
+
 struct model_norm {
     const float *w, *b; /* NULL: not there */
     bool present;
@@ -122,6 +129,7 @@ struct model {
     uint32_t n_ropes;
     struct model_rope ropes[MODEL_ROPES_MAX];
     struct model_layer *layers; /* owned [n_layers] */
+    struct low_rank *low_ranks; /* owned */
     struct kv_layout kv;        /* what kvcache_* take */
     uint64_t embed_data_end, output_data_end;
 };

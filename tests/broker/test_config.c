@@ -26,7 +26,8 @@ static void config_reads_keys_and_aliases(void **state)
     write_file(
         "; a comment\n[hearth]\nmodels = /a\nmodels = /b\nram_budget = 1.5G\nsource = pread\n"
         "kv = q8_0,q4_0\nsequences = 4\n\n[alias quick]\nmodel = tiny\nctx = 512\npin = yes\n"
-        "temp = 0.5\n[alias slow]\nmodel = /b/big.gguf\nttl = 60\n");
+        "temp = 0.5\nlora = /c/a:b.gguf\n[alias slow]\nmodel = /b/big.gguf\nttl = 60\n"
+        "lora = /c/d.gguf:-0.25\n");
     config_init(&c);
     assert_ok(config_read(&c, path, &err), err);
     unlink(path);
@@ -40,6 +41,8 @@ static void config_reads_keys_and_aliases(void **state)
     assert_string_equal(c.aliases[0].model, "tiny");
     assert_true(c.aliases[0].pin && c.aliases[0].sampling.has == CONFIG_TEMP);
     assert_int_equal(c.aliases[1].ttl_s, 60);
+    assert_string_equal(c.aliases[0].lora, "/c/a:b.gguf:1");
+    assert_string_equal(c.aliases[1].lora, "/c/d.gguf:-0.25");
     assert_null(c.aliases[1].template);
     assert_ptr_equal(config_find_alias(&c, "slow"), &c.aliases[1]);
     assert_null(config_find_alias(&c, "tiny"));
@@ -65,6 +68,7 @@ static void config_names_the_line_of_a_mistake(void **state)
         { "[alias x]\nmodel = y\ntemplate = /nowhere/t.jinja\n",
           ":3: template: template /nowhere" },
         { "[alias x]\nmodel = y\ntemplate = /dev/null\n", "is no text of 1 to" },
+        { "[alias x]\nmodel = y\nlora = a.gguf:1e9\n", ":3: lora: lora a.gguf:1e9: the factor" },
         { "[alias x]\nmodel = y\ntop_p = 7\n", ":3: top_p: 7 is not a number from 0 to 1" },
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

@@ -86,6 +86,7 @@ static int read_prompt(struct sequence *s, const struct journal *j, const struct
     s->n_prompt = slot->n_prompt;
     s->n_max = slot->params.n_max;
     s->n_ctx = slot->params.n_ctx;
+    s->cut = s->n_ctx > ctx_len && (uint64_t)s->n_prompt + s->n_max > ctx_len;
     s->n_ctx = s->n_ctx == 0 || s->n_ctx > ctx_len ? ctx_len : s->n_ctx;
     if (s->n_prompt > LIMIT_PROMPT_TOKENS || slot->prompt_off % sizeof(int32_t) ||
         !inside(j, slot->prompt_off, s->n_prompt * sizeof(int32_t))) {
@@ -161,6 +162,21 @@ static bool at_length(const struct sequence *s, uint32_t n_tokens)
     return n_tokens - s->n_prompt >= s->n_max || n_tokens >= s->n_ctx;
 }
 
+/* It was admitted to a longer context than the model is bound with now: not an end that its client was told to expect. */
+static int end_cut(struct sequence *s, struct err *err)
+{
+    char reason[LIMIT_REASON_BYTES];
+    snprintf(reason, sizeof reason,
+             "the model's context is now %u tokens, less than when this request was admitted",
+             s->n_ctx);
+    return sequence_end(s, JOURNAL_END_ERROR, ERR_NO_FIT, reason, err);
+}
+
+static bool is_cut(const struct sequence *s, uint32_t n_tokens)
+{
+    return s->cut && n_tokens >= s->n_ctx && n_tokens - s->n_prompt < s->n_max;
+}
+
 int sequence_open(struct sequence *s, const struct journal *journal, struct sequence_name name,
                   uint32_t epoch, const struct pieces *pieces, uint32_t n_vocab, uint32_t ctx_len,
                   struct err *err)
@@ -188,7 +204,8 @@ int sequence_open(struct sequence *s, const struct journal *journal, struct sequ
         goto fail;
     }
     if (!s->ended && at_length(s, s->n_tokens) &&
-        sequence_end(s, JOURNAL_END_LENGTH, ERR_NONE, NULL, err) < 0) {
+        (is_cut(s, s->n_tokens) ? end_cut(s, err)
+                                : sequence_end(s, JOURNAL_END_LENGTH, ERR_NONE, NULL, err)) < 0) {
         goto fail;
     }
     return 0;
@@ -237,12 +254,16 @@ static int commit(struct sequence *s, uint32_t pos, const struct sampler_choice 
         .surprise = choice->surprise,
         .n_alternatives = (uint16_t)choice->n_alternatives,
     };
-    if (stopped || at_length(s, pos + 1)) {
+    bool cut = !stopped && is_cut(s, pos + 1);
+    if (stopped || (at_length(s, pos + 1) && !cut)) {
         record.flags |= JOURNAL_ENDED;
         record.end = stopped ? JOURNAL_END_STOP : JOURNAL_END_LENGTH;
         n_out += stops_flush(&s->stops, out + n_out);
     }
-    return append(s, &record, choice->alternatives, out, n_out, err);
+    if (append(s, &record, choice->alternatives, out, n_out, err) < 0) {
+        return -1;
+    }
+    return cut ? end_cut(s, err) : 0;
 }
 
 /* Commits the oldest held tokens until `left` are. */

@@ -46,6 +46,7 @@ struct sequence {
     uint32_t n_room, n_prompt, n_tokens;
     uint32_t n_max;    /* tokens to generate at most */
     uint32_t n_ctx;    /* positions at most */
+    bool cut;          /* fewer than it was admitted to, and it may want them */
     uint32_t n_cached; /* prompt positions that were not computed again */
     int64_t kv;        /* its slot in the cache, or SEQUENCE_NO_KV while it waits for room */
     bool parked;       /* it had a place and gave it to an older one */

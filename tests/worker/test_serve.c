@@ -146,6 +146,20 @@ static void a_cancel_ends_a_request(void **state)
     assert_true(a.ended);
 }
 
+/* The bug this guards against: a model that was bound anew with a shorter context ended a request there as if its answer had its
+ * length. */
+static void a_context_that_shrank_is_told(void **state)
+{
+    (void)state;
+    static struct answer a;
+    struct journal_params params = house_params(400);
+    house_bind(&house, 4, 0);
+    params.n_ctx = 4096;
+    run(500, 5, &params, NULL, &a);
+    assert_true(a.ended && a.n_tokens < 400);
+    assert_int_equal(a.end, JOURNAL_END_ERROR);
+}
+
 /* A worker that dies after any number of tokens is continued by the next to the same answer, whether the state
  * that it left is believed or not, and what the state holds is not computed again. stop as house_admit has it. */
 static void goes_on(const struct journal_params *params, const char *stop, struct answer *whole)
@@ -521,6 +535,7 @@ static void a_closed_channel_means_exit(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        TEST(a_context_that_shrank_is_told),
         TEST(one_request_is_answered),
         TEST(sixteen_at_once_equal_each_alone),
         TEST(a_cancel_ends_a_request),

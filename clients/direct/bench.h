@@ -1,6 +1,7 @@
 /* hearth bench: what is asked, what comes back, and the two ways of measuring it. */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "proto/dtype.h"
@@ -18,6 +19,8 @@ struct bench_question {
     uint32_t n_parallel;      /* sequences side by side */
     uint32_t n_repeats;       /* medians over so many */
     enum dtype k_type, v_type;
+    uint64_t vram_budget; /* bytes of device memory; 0: all */
+    bool in_a_row;        /* one of several */
 };
 
 struct bench_result {
@@ -27,10 +30,18 @@ struct bench_result {
         bytes_per_token;  /* read for a generated token: the batch's share of the weights, own KV */
     double bandwidth_gbs; /* those bytes per second */
     double bandwidth_share; /* of what as many threads read in a plain loop; 0: not measured */
+    double upload_gbs,
+        swap_gbs; /* weights to a device: the first time, and again as after a swap; 0: they stay */
+    double flops_per_token; /* of the products, attention apart */
 };
 
-/* The engine in this process. */
-int bench_direct(const struct bench_question *q, struct bench_result *r, struct err *err);
+#define BENCH_CASES_MAX 32
+
+/* The engine in this process, n questions about one model, loaded once; they differ in prompt, depth, gen and parallel.
+ * said is called after each. */
+int bench_direct(const struct bench_question *q, uint32_t n, struct bench_result *r,
+                 void (*said)(const struct bench_question *, const struct bench_result *),
+                 struct err *err);
 
 /* Through a running service; a build without the clients' library says ERR_UNSUPPORTED. */
 int bench_service(const struct bench_question *q, struct bench_result *r, struct err *err);

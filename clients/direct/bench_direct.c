@@ -17,7 +17,8 @@
 #define PROBE_ROUNDS 5
 
 struct bench {
-    const struct bench_question *q;
+    const struct bench_question *q; /* the one that is measured; model and device are everybody's */
+    uint32_t n_seqs, n_pages, ctx_len; /* the most that any needs */
     struct weights weights;
     struct backend *backend;
     struct model *model;
@@ -44,9 +45,11 @@ static double now(void)
 static int load(struct bench *b, struct err *err)
 {
     const char *name = b->q->model;
+    enum weights_layout layout = b->backend->ops->mirror ? WEIGHTS_LAYOUT_FILE
+                                                         : WEIGHTS_LAYOUT_ROWS16;
     char text[128], *save = NULL;
     if (strncmp(name, "synth:", 6) != 0) {
-        return loader_load_direct(name, WEIGHTS_LAYOUT_ROWS16, &b->weights, err);
+        return loader_load_direct(name, layout, &b->weights, err);
     }
     if (strlen(name) >= sizeof text) {
         return err_set(err, ERR_USAGE, "%.40s...: synth:ARCH:PRESET:TYPE", name);
@@ -57,34 +60,51 @@ static int load(struct bench *b, struct err *err)
     if (!arch || !preset || !type) {
         return err_set(err, ERR_USAGE, "%s: synth:ARCH:PRESET:TYPE", name);
     }
-    return synth_load(arch, preset, type, WEIGHTS_LAYOUT_ROWS16, &b->weights, err);
+    return synth_load(arch, preset, type, layout, &b->weights, err);
 }
 
-static int open_engine(struct bench *b, struct err *err)
+/* Binds the model and brings its weights to a device that has memory of its own; GB/s of that. */
+static int bind_model(struct bench *b, double *gbs, struct err *err)
 {
-    const struct bench_question *q = b->q;
-    const struct backend_options backend = { .n_threads = q->n_threads };
-    uint32_t n_seqs = q->n_parallel, length = q->depth + q->n_prompt + q->n_gen;
-    uint32_t rows = CHUNK > n_seqs ? CHUNK : n_seqs;
-    const struct model_options options = { .k_type = q->k_type,
-                                           .v_type = q->v_type,
-                                           .ctx_len = length };
-    b->backend = backend_open(q->device ? q->device : "cpu", &backend, err);
-    if (!b->backend) {
-        return -1;
-    }
+    const struct model_options options = { .k_type = b->q->k_type,
+                                           .v_type = b->q->v_type,
+                                           .ctx_len = b->ctx_len };
     b->model = model_bind(&b->weights, b->backend, &options, err);
     if (!b->model) {
-        return err_wrap(err, "model %s", q->model);
+        return err_wrap(err, "model %s", b->q->model);
+    }
+    double start = now();
+    if (b->backend->ops->arrived &&
+        (b->backend->ops->arrived(b->backend, UINT64_MAX, err) < 0 ||
+         (b->backend->ops->finish && b->backend->ops->finish(b->backend, err) < 0))) {
+        return -1;
+    }
+    *gbs = b->backend->ops->arrived ? (double)b->weights.header->data_bytes / (now() - start) / 1e9
+                                    : 0;
+    return 0;
+}
+
+static int open_engine(struct bench *b, struct bench_result *r, struct err *err)
+{
+    uint32_t n_seqs = b->n_seqs, length = b->ctx_len;
+    uint32_t rows = CHUNK > n_seqs ? CHUNK : n_seqs;
+    if (bind_model(b, &r->upload_gbs, err) < 0) {
+        return -1;
+    }
+    if (b->backend->ops->arrived) {
+        model_destroy(&b->model);
+        if (bind_model(b, &r->swap_gbs, err) < 0) {
+            return -1;
+        }
     }
     if (!b->model->causal) {
-        return err_set(err, ERR_UNSUPPORTED, "model %s: an encoder does not generate", q->model);
+        return err_set(err, ERR_UNSUPPORTED, "model %s: an encoder does not generate", b->q->model);
     }
     b->forward = forward_create(b->model, b->backend, rows, n_seqs, err);
     if (!b->forward) {
         return -1;
     }
-    uint32_t n_pages = (kvcache_pages_for(length) + 1) * n_seqs;
+    uint32_t n_pages = b->n_pages;
     uint32_t n_host_pages = b->backend->ops->mirror ? 0 : n_pages; /* nobody takes over */
     b->memory_bytes = kvcache_mirror_size(&b->model->kv, n_host_pages, n_seqs, length);
     b->memory = mmap(NULL, b->memory_bytes, PROT_READ | PROT_WRITE,
@@ -307,21 +327,11 @@ static double median(double *values, uint32_t n)
     return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
-static int run(struct bench *b, struct bench_result *r, struct err *err)
+/* The medians of one question. */
+static int measure_all(struct bench *b, double machine, struct bench_result *r, struct err *err)
 {
     const struct bench_question *q = b->q;
     double all[BENCH_REPEATS_MAX], first[BENCH_REPEATS_MAX], gen[BENCH_REPEATS_MAX];
-    volatile uint64_t sink = 0;
-    double start = now();
-    if (load(b, err) < 0) {
-        return -1;
-    }
-    r->load_s = now() - start;
-    if (open_engine(b, err) < 0) {
-        return -1;
-    }
-    bool cpu = !q->device || strcmp(q->device, "cpu") == 0;
-    double machine = cpu ? probe_bandwidth(b, &sink) : 0;
     for (uint32_t i = 0; i < q->n_repeats; i++) {
         if (measure(b, &all[i], &first[i], &gen[i], err) < 0) {
             return -1;
@@ -337,10 +347,71 @@ static int run(struct bench *b, struct bench_result *r, struct err *err)
     return 0;
 }
 
-int bench_direct(const struct bench_question *q, struct bench_result *r, struct err *err)
+/* Multiplications and additions of a token's products: two for each weight that it meets. */
+static double flops(const struct bench *b)
+{
+    const struct model *m = b->model;
+    double sum = 0;
+    for (size_t i = 0; i < b->weights.n_tensors; i++) {
+        const struct weights_tensor *t = &b->weights.tensors[i];
+        double n = (double)t->ne[0] * (double)t->ne[1] * (double)t->ne[2];
+        bool look_up = t == weights_find_tensor(&b->weights, "token_embd.weight") &&
+                       weights_find_tensor(&b->weights, "output.weight");
+        if (t->n_dims == 3 && m->n_experts > 0 && t->ne[2] == m->n_experts) {
+            n *= (double)m->n_experts_used / (double)m->n_experts;
+        }
+        sum += look_up || t->n_dims < 2 ? 0 : 2 * n;
+    }
+    return sum;
+}
+
+static int run(struct bench *b, uint32_t n, struct bench_result *r,
+               void (*said)(const struct bench_question *, const struct bench_result *),
+               struct err *err)
+{
+    const struct bench_question *first_q = b->q;
+    const struct backend_options options = { .n_threads = first_q->n_threads,
+                                             .budget_bytes = first_q->vram_budget };
+    volatile uint64_t sink = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const struct bench_question *q = &first_q[i];
+        uint32_t length = q->depth + q->n_prompt + q->n_gen;
+        uint32_t pages = (kvcache_pages_for(length) + 1) * q->n_parallel;
+        b->ctx_len = length > b->ctx_len ? length : b->ctx_len;
+        b->n_seqs = q->n_parallel > b->n_seqs ? q->n_parallel : b->n_seqs;
+        b->n_pages = pages > b->n_pages ? pages : b->n_pages;
+    }
+    b->backend = backend_open(first_q->device ? first_q->device : "cpu", &options, err);
+    if (!b->backend) {
+        return -1;
+    }
+    double start = now();
+    if (load(b, err) < 0) {
+        return -1;
+    }
+    r->load_s = now() - start;
+    if (open_engine(b, r, err) < 0) {
+        return -1;
+    }
+    bool cpu = !first_q->device || strcmp(first_q->device, "cpu") == 0;
+    double machine = cpu ? probe_bandwidth(b, &sink) : 0;
+    r->flops_per_token = flops(b);
+    for (uint32_t i = 0; i < n; i++) {
+        b->q = &first_q[i];
+        if (measure_all(b, machine, r, err) < 0) {
+            return -1;
+        }
+        said(b->q, r);
+    }
+    return 0;
+}
+
+int bench_direct(const struct bench_question *q, uint32_t n, struct bench_result *r,
+                 void (*said)(const struct bench_question *, const struct bench_result *),
+                 struct err *err)
 {
     struct bench b = { .q = q };
-    int rc = run(&b, r, err);
+    int rc = run(&b, n, r, said, err);
     close_all(&b);
     return rc;
 }

@@ -24,7 +24,7 @@ class House:
     def __init__(self, *options, models=FIXTURES, run=None, start=True, env=None):
         self.base = tempfile.mkdtemp(prefix="hearth-test-")
         self.run = run or os.path.join(self.base, "run")
-        self.options = list(options)
+        self.options = list(options) + os.environ.get("HEARTH_TEST_OPTIONS", "").split()  # another device, say
         self.models = [models] if isinstance(models, str) else list(models)
         self.env = dict(os.environ, HEARTH_RUNTIME_DIR=self.run, **(env or {}))
         self.env.pop("HEARTH_LOG", None)

@@ -1,14 +1,15 @@
 #!/bin/sh
-# What a bare CUDA machine can say: builds the engine alone (no ZeroMQ, no protobuf), checks the kernels and whole models on
-# the device against the CPU, then times them. Written without a GPU at hand (only its comparison of models was run, on
-# the emulation): the first machine to run it may have to mend it.
-#   tests/gpu.sh [--build DIR] [--models DIR] [--arch 120] [--device cuda:0] [--bench "SYNTH ..."] [--skip-sanitizer]
+# What a bare CUDA machine can say (nvcc, cmake, a C compiler; no ZeroMQ, no protobuf): builds the engine alone, checks the
+# kernels and whole models on the device, then times them, each figure as a share of what the device reaches at best.
+#   tests/gpu.sh [--build DIR] [--models DIR] [--arch 120] [--device cuda:0] [--bench "SYNTH ..."] [--vram-budget SIZE]
+#                [--kv TYPE] [--skip-sanitizer] [--skip-bench] [--emulated BUILD]
 # --models: a conformance folder (cases.tsv beside one folder for each case); every case is computed on the CPU and on the
-# device and the two answers are compared. Everything is printed and kept in BUILD/gpu.log.
-# --programs DIR takes programs that are built already. Exit status: number of steps that failed.
+# device and the two answers are compared. --vram-budget 31GiB: as a 32 GB card. --emulated: every line of this script without
+# a device, on the programs of an ordinary BUILD, with tiny sizes (its figures mean nothing). Everything is printed and kept in
+# DIR/gpu.log, the table in DIR/gpu.tsv. Exit status: number of steps that failed.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
-build=$root/build-gpu models='' arch='' device=cuda:0 sanitizer=yes programs='' failed=0
+build=$root/build-gpu models='' arch='' device=cuda:0 sanitizer=yes timing=yes emulated='' budget='' kv=f16 failed=0
 bench='synth:llama:1b:Q8_0 synth:llama:8b:Q8_0 synth:gemma3:27b:Q8_0 synth:qwen2:32b:Q8_0 synth:llama:70b:IQ3_M synth:qwen3moe:30b-a3b:Q8_0'
 
 while [ $# -gt 0 ]; do
@@ -18,8 +19,11 @@ while [ $# -gt 0 ]; do
     --arch) arch=$2; shift 2 ;;
     --device) device=$2; shift 2 ;;
     --bench) bench=$2; shift 2 ;;
-    --programs) programs=$2; shift 2 ;;
+    --vram-budget) budget=$2; shift 2 ;;
+    --kv) kv=$2; shift 2 ;;
+    --emulated) emulated=$2; shift 2 ;;
     --skip-sanitizer) sanitizer=no; shift ;;
+    --skip-bench) timing=no; shift ;;
     *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
 done
@@ -32,12 +36,15 @@ step() {
     shift
     begin=$(date +%s)
     printf '== %s: %s\n' "$name" "$*" >>"$log"
-    if "$@" >>"$log" 2>&1; then
+    "$@" >>"$log" 2>&1
+    status=$?
+    if [ $status -eq 0 ]; then
         say "ok   $name ($(($(date +%s) - begin)) s)"
     else
-        say "FAIL $name (status $?)"
+        say "FAIL $name (status $status)"
         failed=$((failed + 1))
     fi
+    return $status
 }
 
 # The largest and the mean square difference of two files of floats, by tools that every machine has. The bounds are
@@ -54,24 +61,77 @@ compare() {
               exit bad || n == 0 || max > 0.6 || rms > 0.05 }'
 }
 
-# One line of cases.tsv on the CPU and on the device.
+# One line of cases.tsv: case file kind pooling tokens lens pos0 ctx; where, and into which file.
+evaluate() {
+    out=${10}
+    set -- "$1" "$2" "$3" "$4" "$5" "$6" "$7" "$8" "$9"
+    args="--tokens $models/$1/$5 --lens $6 --start $7 --device $9"
+    [ "$8" = 0 ] || args="$args --ctx $8"
+    if [ "$3" = logits ]; then args="$args --logits $out"; else args="$args --embed $4 $out"; fi
+    # shellcheck disable=SC2086  # the words of args hold no spaces of their own
+    "$bin/hearth-eval" --direct "$models/$1/$2" $args
+}
+
+# On the CPU and on the device, within the bounds; on the device again, the same bits.
 model_case() {
-    for where in cpu "$device"; do
-        set -- "$1" "$2" "$3" "$4" "$5" "$6" "$7" "$8"
-        out=$build/out-${where%%:*}.f32
-        args="--tokens $models/$1/$5 --lens $6 --start $7 --device $where"
-        [ "$8" = 0 ] || args="$args --ctx $8"
-        if [ "$3" = logits ]; then args="$args --logits $out"; else args="$args --embed $4 $out"; fi
-        # shellcheck disable=SC2086  # the words of args hold no spaces of their own
-        "$bin/hearth-eval" --direct "$models/$1/$2" $args || return 1
+    evaluate "$@" cpu "$build/out-cpu.f32" && evaluate "$@" "$device" "$build/out-device.f32" &&
+        evaluate "$@" "$device" "$build/out-again.f32" &&
+        compare "$build/out-cpu.f32" "$build/out-device.f32" "$1" &&
+        cmp "$build/out-device.f32" "$build/out-again.f32"
+}
+
+# One model, loaded once: prefill of 512 and 4096, decode after nothing, 8k and 32k, batches of 2 to 16. Without the deepest
+# where it has no room; a model that the plan refuses is skipped with the plan's words.
+bench_model() {
+    with=${budget:+--vram-budget $budget}
+    # shellcheck disable=SC2086
+    if ! "$bin/hearth-plan" "$1" --device "$device" $with --seqs 1 --ctx 1024 --kv "$kv" --state-budget 1T >"$build/plan.txt" 2>&1; then
+        say "skip $1: $(tail -1 "$build/plan.txt")"
+        return 0
+    fi
+    cat "$build/plan.txt"
+    for cases in "$deep $shallow" "$shallow"; do
+        # shellcheck disable=SC2086
+        if "$bin/hearth-bench" --direct "$1" --device "$device" $with --kv "$kv" -r "$repeats" --json $first $cases >"$build/bench.jsonl"; then
+            cat "$build/bench.jsonl"
+            sed "s|^{|{\"model\":\"$1\",|" "$build/bench.jsonl" >>"$build/bench-all.jsonl"
+            return 0
+        fi
     done
-    compare "$build/out-cpu.f32" "$build/out-${device%%:*}.f32" "$1"
+    return 1
+}
+
+# The measured lines beside the ceilings, as a table.
+table() {
+    awk -F'\t' -v OFS='\t' '
+        function field(name,   at, rest) {
+            at = index($0, "\"" name "\":")
+            if (!at) return 0
+            rest = substr($0, at + length(name) + 3)
+            sub(/[,}].*/, "", rest); gsub(/"/, "", rest)
+            return rest
+        }
+        function share(value, of) { return of > 0 ? sprintf("%.3f", value / of) : "-" }
+        NR == FNR { ceiling[$1] = $2; next }
+        FNR == 1 { print "model", "prompt", "depth", "batch", "prefill t/s", "of GEMM", "decode t/s", "GB/s", "of copy", "of read", "upload GB/s", "swap GB/s", "of up" }
+        { gemm = ceiling["bf16"] ? ceiling["bf16"] : ceiling["int8"]
+          model = $0; sub(/^{"model":"/, "", model); sub(/".*/, "", model)
+          print model, field("n_prompt"), field("depth"), field("parallel"),
+              field("prefill_tps"), share(field("prefill_tps") * field("flops_per_token") / 1e12, gemm),
+              field("decode_tps"), field("bandwidth_gbs"), share(field("bandwidth_gbs"), ceiling["copy"]), share(field("bandwidth_gbs"), ceiling["read"]),
+              field("upload_gbs"), field("swap_gbs"), share(field("swap_gbs"), ceiling["up"]) }' "$build/ceilings.tsv" "$build/bench-all.jsonl"
 }
 
 mkdir -p "$build" || exit 2
 log=$build/gpu.log
 : >"$log"
-if [ -z "$programs" ]; then
+: >"$build/bench-all.jsonl"
+if [ -n "$emulated" ]; then
+    bin=$emulated/tests/emulated ops=$emulated/tests/test_cuda_gpu_ops size=small repeats=1
+    first='-p 20 -n 2' shallow='--also 8,0,2,2' deep='--also 1,40,2,1'
+    [ "${bench#*1b}" = "$bench" ] || bench='synth:llama:tiny:Q8_0'
+    say "emulated: no figure below means anything"
+else
     if ! command -v nvidia-smi >/dev/null || ! nvidia-smi -L >>"$log" 2>&1; then
         say "skipped: nvidia-smi finds no device"
         exit 0
@@ -82,16 +142,18 @@ if [ -z "$programs" ]; then
     say "commit $(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown), sm_$arch"
     step configure cmake -S "$root" -B "$build" -DHEARTH_ENGINE_ONLY=ON -DHEARTH_CUDA=ON "-DHEARTH_CUDA_ARCHITECTURES=$arch"
     step build cmake --build "$build" -j "$(nproc)"
-    step build-ops cmake --build "$build" --target gpu-ops
+    step build-checks cmake --build "$build" -j "$(nproc)" --target gpu-ops gpu-ceilings
     [ "$failed" -eq 0 ] || exit "$failed"
-    bin=$build/bin
-    step ops "$bin/gpu-ops" "$device"
-    if [ "$sanitizer" = yes ] && command -v compute-sanitizer >/dev/null; then
-        step memcheck compute-sanitizer --error-exitcode 1 "$bin/gpu-ops" "$device" small
-        step racecheck compute-sanitizer --tool racecheck --error-exitcode 1 "$bin/gpu-ops" "$device" small
-    fi
-else
-    bin=$programs
+    bin=$build/bin ops=$build/bin/gpu-ops size='' repeats=3
+    first='-p 512 -n 64' shallow='--also 4096,0,64,1 --also 1,8192,64,1 --also 1,0,64,2 --also 1,0,64,4 --also 1,0,64,8 --also 1,0,64,16'
+    deep='--also 1,32768,64,1'
+fi
+# shellcheck disable=SC2086  # no size: no argument
+step ops "$ops" "$device" $size
+if [ -z "$emulated" ] && [ "$sanitizer" = yes ] && command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck initcheck; do
+        step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 "$ops" "$device" small
+    done
 fi
 if [ -n "$models" ]; then
     tail -n +2 "$models/cases.tsv" >"$build/cases.txt"
@@ -99,18 +161,14 @@ if [ -n "$models" ]; then
         step "$name $kind" model_case "$name" "$file" "$kind" "$pooling" "$tokens" "$lens" "$pos0" "$ctx"
     done <"$build/cases.txt"
 fi
-if [ -z "$programs" ]; then
+if [ "$timing" = yes ]; then
+    # shellcheck disable=SC2086
+    step ceilings sh -c "\"\$1\" \$2 $size >\"\$3\" && cat \"\$3\"" - "$bin/gpu-ceilings" "$device" "$build/ceilings.tsv"
     for model in $bench; do
-        for prompt in 512 4096; do
-            step "bench $model, prompt $prompt" "$bin/hearth-bench" --direct "$model" --device "$device" -p "$prompt" -n 64
-        done
-        for depth in 8192 32768; do
-            step "bench $model, depth $depth" "$bin/hearth-bench" --direct "$model" --device "$device" -p 1 -n 64 -d "$depth"
-        done
-        for n in 2 4 8 16; do
-            step "bench $model, $n side by side" "$bin/hearth-bench" --direct "$model" --device "$device" -p 1 -n 64 --parallel "$n"
-        done
+        step "bench $model" bench_model "$model"
     done
+    table >"$build/gpu.tsv"
+    cat "$build/ceilings.tsv" "$build/gpu.tsv" | tee -a "$log"
 fi
 say "$failed steps failed; the whole log: $log"
 exit "$failed"

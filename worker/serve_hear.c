@@ -328,6 +328,8 @@ static void on_message(struct serve *s, const Hearth__Envelope *e)
             readers_forget(&s->readers, e->worker_reader->reader);
         } else {
             readers_know(&s->readers, e->worker_reader->reader);
+            /* It may sleep over what was committed while we could not wake it: a client that came back to a new broker. */
+            readers_wake(&s->readers, e->worker_reader->reader);
         }
         break;
     case HEARTH__ENVELOPE__BODY_FAILED:

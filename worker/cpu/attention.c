@@ -25,6 +25,7 @@
 static_assert(ATTENTION_BLOCK == KV_PAGE_TOKENS && ATTENTION_TILE == KV_TILE, "a block is a page");
 static_assert(KV_SPAN % KV_PAGE_TOKENS == 0, "spans are whole pages");
 
+#define EXPAND_COLS      8 /* more columns: a tile of quantised V is widened once for all of them */
 #define SLOTS_PER_MEMBER 8 /* partial results of spans that wait to be merged */
 
 static const struct attention_kernels *kernels_of(const struct cpu_backend *c)
@@ -289,7 +290,13 @@ static void score_tile(const struct job *job, const struct item *it, const uint8
     for (uint32_t i = 0, col = 0; i < n_panels; i++) {
         uint32_t width = panel_cut(job, it->n_cols, i, &n_panels);
         float *s = w->scores->s[t][col];
-        if (q->sub) {
+        matmul_stream *stream = width <= MATMUL_STREAM_COLS ? job->products->stream[type][width]
+                                                            : NULL;
+        if (stream) {
+            size_t stride = (size_t)width * MATMUL_BLOCK_BYTES(1, false);
+            stream(tile, job->k_pad / 32, panel, stride, 0, 48 * (size_t)width, s);
+            panel += stride * (job->k_pad / 32);
+        } else if (q->sub) {
             size_t stride = (size_t)width * MATMUL_BLOCK_BYTES(1, false);
             size_t column = (size_t)KV_TILE * dtype_get(type)->block_bytes;
             for (uint32_t b = 0; b < job->k_pad / 32; b++) {
@@ -315,7 +322,7 @@ static void add_values(const struct job *job, const uint8_t *v, unsigned t, unsi
     enum dtype type = job->op->layout->v_type;
     size_t row_bytes = job->layer->v_row_bytes;
     const uint8_t *tile = v + (size_t)t * KV_TILE * row_bytes;
-    if (quant_info(type)->sub || job->layer->v_dim % 16) {
+    if ((quant_info(type)->sub && n_cols > EXPAND_COLS) || job->layer->v_dim % 16) {
         uint32_t n = padded(type, job->layer->v_dim);
         for (unsigned u = u0; u < u1; u++) {
             float *row = w->v + u * job->v_pad;
@@ -337,6 +344,14 @@ static void page_range(const struct op_attention *op, const struct kv_row *row, 
     int64_t from = row_lo(op, row) - base, to = row->end_pos - base;
     *lo = (unsigned)(from < 0 ? 0 : from > KV_PAGE_TOKENS ? KV_PAGE_TOKENS : from);
     *hi = (unsigned)(to < 0 ? 0 : to > KV_PAGE_TOKENS ? KV_PAGE_TOKENS : to);
+}
+
+/* Asks for a tile of 16 rows. */
+static void ask(const uint8_t *tile, size_t row_bytes)
+{
+    for (size_t off = 0; off < KV_TILE * row_bytes; off += 64) {
+        __builtin_prefetch(tile + off, 0, 2);
+    }
 }
 
 static void add_page(const struct job *job, const struct item *it, int64_t base,
@@ -361,7 +376,16 @@ static void add_page(const struct job *job, const struct item *it, int64_t base,
     /* kv_k_tile wants a page it may write; nothing is written. */
     uint8_t *page = (uint8_t *)(uintptr_t)op->page_base +
                     rows[0].pages[base / KV_PAGE_TOKENS] * op->layout->page_bytes;
+    /* The next page is read while this one is computed: a head's part of a page is too short for the processor's own
+     * prefetch. */
+    uint8_t *next = base + KV_PAGE_TOKENS < rows[0].end_pos
+                        ? (uint8_t *)(uintptr_t)op->page_base +
+                              rows[0].pages[base / KV_PAGE_TOKENS + 1] * op->layout->page_bytes
+                        : NULL;
     for (unsigned t = min / KV_TILE; t <= (max - 1) / KV_TILE; t++) {
+        if (next) {
+            ask(kv_k_tile(l, next, it->kv_head, t * KV_TILE), l->k_row_bytes);
+        }
         score_tile(job, it, kv_k_tile(l, page, it->kv_head, t * KV_TILE), t, w);
     }
     for (uint32_t c = 0; c < it->n_cols; c++) {
@@ -374,6 +398,9 @@ static void add_page(const struct job *job, const struct item *it, int64_t base,
     }
     const uint8_t *v = kv_v_tile(l, page, it->kv_head, 0);
     for (unsigned t = min / KV_TILE; t <= (max - 1) / KV_TILE; t++) {
+        if (next) {
+            ask(kv_v_tile(l, next, it->kv_head, t * KV_TILE), l->v_row_bytes);
+        }
         if (whole) {
             add_values(job, v, t, 0, KV_TILE, 0, it->n_cols, w, p);
             continue;

@@ -25,7 +25,7 @@ struct attention_kernels {
                     float softcap, float *max, float *sum, float *acc, size_t n_acc);
 
     /* acc[c][..] += sum over keys u0 .. u1 - 1 of tile t, in order, of probability * v[u], for columns col0 .. +
-     * n_cols - 1. v: rows of F32, F16 or BF16, row_bytes apart; n_groups of 16 components. acc: [cols][stride]. */
+     * n_cols - 1. v: rows of any KV type, row_bytes apart; n_groups of 16 components. acc: [cols][stride]. */
     void (*values)(enum dtype dtype, const uint8_t *v, size_t row_bytes, unsigned n_groups,
                    const struct attention_scores *s, unsigned t, unsigned u0, unsigned u1,
                    unsigned col0, unsigned n_cols, float *acc, size_t stride);

@@ -316,7 +316,10 @@ void request_cancel(struct broker *b, struct request *r, const struct err *why)
         request_end(b, r, end, why);
         return;
     }
-    atomic_store_explicit(&request_slot(r)->cancel, 1, memory_order_release);
+    if (end == JOURNAL_END_CANCELLED) {
+        /* The worker sees the word before the message; any other end has its reason only there. */
+        atomic_store_explicit(&request_slot(r)->cancel, 1, memory_order_release);
+    }
     struct worker *w = workers_find(&b->workers, r->worker);
     if (w && w->state == WORKER_READY && !r->ending) {
         Hearth__WorkerCancel cancel = HEARTH__WORKER_CANCEL__INIT;

@@ -146,7 +146,9 @@ static bool append(struct exchange *x, const void *data, size_t len)
         x->out = larger;
         x->out_room = room;
     }
-    memcpy(x->out + x->out_len, data, len);
+    if (len) { /* an empty answer has no buffer */
+        memcpy(x->out + x->out_len, data, len);
+    }
     x->out_len += len;
     x->out_ms = exchange_now_ms();
     return true;

@@ -171,8 +171,8 @@ static enum MHD_Result answer(struct exchange *x)
     x->queued = true;
     pthread_mutex_unlock(&x->lock); /* the reader takes it */
     enum MHD_Result result = MHD_queue_response(x->connection, status, response);
-    pthread_mutex_lock(&x->lock);
     MHD_destroy_response(response);
+    pthread_mutex_lock(&x->lock);
     metrics_answer(status);
     log_debug("%s %s %s: %u", x->id, x->method, x->path, status);
     return result;

@@ -173,41 +173,43 @@ static void routes_agree(void **state)
     free(bias);
 }
 
+#define DS_MAX 128
+
 /* Two sequences, three and one rows, twice: the second step begins with what the first left. */
-static void delta_nets_agree(void **state)
+static void delta_nets_agree_at(struct twins *t, uint32_t ds)
 {
-    struct twins *t = *state;
-    enum { N = 4, HK = 2, HV = 4, DS = 20, TAPS = 4, CHANNELS = 2 * HK * DS + HV * DS };
-    enum { STATE = HV * DS * DS + (TAPS - 1) * CHANNELS };
-    float *u = twins_floats(N * CHANNELS, 1, 10), *z = twins_floats(N * HV * DS, 1, 11);
+    enum { N = 4, HK = 2, HV = 4, TAPS = 4 };
+    const uint32_t channels = 2 * HK * ds + HV * ds;
+    const uint32_t state_size = HV * ds * ds + (TAPS - 1) * channels;
+    float *u = twins_floats(N * channels, 1, 10), *z = twins_floats(N * HV * ds, 1, 11);
     float *b = twins_floats(N * HV, 2, 12), *a = twins_floats(N * HV, 2, 13);
-    float *conv = twins_floats(CHANNELS * TAPS, 1, 14), *dt = twins_floats(HV, 1, 15);
-    float *coef = twins_floats(HV, 1, 16), *norm = twins_floats(DS, 1, 17);
-    float *states[2][2], y[2][N * HV * DS];
+    float *conv = twins_floats(channels * TAPS, 1, 14), *dt = twins_floats(HV, 1, 15);
+    float *coef = twins_floats(HV, 1, 16), *norm = twins_floats(ds, 1, 17);
+    float *states[2][2], y[2][N * HV * DS_MAX];
     struct err err;
     for (int device = 0; device < 2; device++) {
         struct backend *on = device ? t->cuda : t->cpu;
         for (int i = 0; i < 2; i++) {
-            states[device][i] = calloc(2 * STATE, sizeof(float));
+            states[device][i] = calloc(2 * state_size, sizeof(float));
             assert_non_null(states[device][i]);
         }
         for (int step = 0; step < 2; step++) {
-            const float *from[N] = { states[device][0] + step * STATE, NULL, NULL,
-                                     states[device][1] + step * STATE };
-            float *to = states[device][0] + (1 - step) * STATE;
-            float *state_of[N] = { to, to, to, states[device][1] + (1 - step) * STATE };
+            const float *from[N] = { states[device][0] + step * state_size, NULL, NULL,
+                                     states[device][1] + step * state_size };
+            float *to = states[device][0] + (1 - step) * state_size;
+            float *state_of[N] = { to, to, to, states[device][1] + (1 - step) * state_size };
             struct op_delta_net op = { .n_rows = N,
                                        .n_k_heads = HK,
                                        .n_v_heads = HV,
-                                       .state_dim = DS,
+                                       .state_dim = ds,
                                        .conv_taps = TAPS,
                                        .interleaved = step,
                                        .u = u,
                                        .z = z,
                                        .b = b,
                                        .a = a,
-                                       .u_stride = CHANNELS,
-                                       .z_stride = HV * DS,
+                                       .u_stride = channels,
+                                       .z_stride = HV * ds,
                                        .b_stride = HV,
                                        .a_stride = HV,
                                        .conv = conv,
@@ -218,13 +220,13 @@ static void delta_nets_agree(void **state)
                                        .from = from,
                                        .state = state_of,
                                        .y = y[device],
-                                       .y_stride = HV * DS };
+                                       .y_stride = HV * ds };
             assert_ok(on->ops->delta_net(on, &op, &err), err);
         }
     }
-    twins_compare(y[1], y[0], N * HV * DS, 1e-5, "delta net");
+    twins_compare(y[1], y[0], N * HV * ds, 1e-5, "delta net");
     for (int i = 0; i < 2; i++) {
-        twins_compare(states[1][i], states[0][i], 2 * STATE, 1e-5, "delta state");
+        twins_compare(states[1][i], states[0][i], 2 * state_size, 1e-5, "delta state");
         free(states[0][i]);
         free(states[1][i]);
     }
@@ -232,6 +234,14 @@ static void delta_nets_agree(void **state)
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
         free(all[i]);
     }
+}
+
+/* Sizes that a thread keeps in registers, and another. */
+static void delta_nets_agree(void **state)
+{
+    delta_nets_agree_at(*state, 20);
+    delta_nets_agree_at(*state, 64);
+    delta_nets_agree_at(*state, DS_MAX);
 }
 
 int main(void)

@@ -5,9 +5,14 @@
 
 (the build adds -Xptxas=-v; a compiler cache replays the words). Prints a table for tests/bench/RESULTS.md: registers, stack, spills and
 static shared memory of each kernel over its instances. Exit status 1 when a decode kernel spills.
+
+resources.py --tiles CUBIN counts instructions from one tile's tensor instruction to the next in few_kernel: a file that names
+instances of product.cuh's few_kernel, compiled with nvcc -cubin and the flags of the build. Needs readelf.
 """
 
 import re
+import statistics
+import struct
 import subprocess
 import sys
 
@@ -28,7 +33,26 @@ def plain(mangled):
     return name, int(dtype[1]) if dtype else None, tuple(int(n) for n in re.findall(r"L[jib](\d+)E", mangled))
 
 
+IMMA = 0x237  # low 12 bits of an instruction of 16 bytes
+TILE_LANE = 16  # weights of a tile that a lane holds
+
+
+def tiles(path):
+    with open(path, "rb") as cubin:
+        data = cubin.read()
+    sections = subprocess.run(["readelf", "-SW", path], capture_output=True, text=True).stdout
+    for name, off, size in re.findall(r"\] \.text\.(_Z10few_kernel\S+)\s+PROGBITS\s+\S+\s+(\w+)\s+(\w+)", sections):
+        words = [struct.unpack_from("<Q", data, int(off, 16) + i)[0] & 0xfff for i in range(0, int(size, 16), 16)]
+        at = [i for i, word in enumerate(words) if word == IMMA]
+        gaps = [b - a for a, b in zip(at, at[1:]) if b - a > 4]  # two of one tile stand side by side
+        n = statistics.median(gaps) if gaps else 0
+        print(f"{plain(name)}: {n:g} instructions a tile, {n / TILE_LANE:.1f} a weight and lane")
+
+
 def main():
+    if sys.argv[1:2] == ["--tiles"]:
+        tiles(sys.argv[2])
+        return 0
     table, bad = {}, []
     for path in sys.argv[1:]:
         with open(path, errors="replace") as log:

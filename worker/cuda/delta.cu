@@ -90,7 +90,7 @@ static __device__ __forceinline__ void leave(const struct op_delta_net *op, uint
 
 /* DS: size of a head's state, whose column the thread keeps; 0: any, in memory. */
 template <uint32_t DS>
-static __global__ void __launch_bounds__(DS ? DS : STATE_DIM_MAX)
+static __global__ void __launch_bounds__(DS ? DS : STATE_DIM_MAX, DS ? 2 : 1)
     delta_kernel(const __grid_constant__ struct delta_args args)
 {
     __shared__ float q[STATE_DIM_MAX], k[STATE_DIM_MAX];
@@ -115,12 +115,18 @@ static __global__ void __launch_bounds__(DS ? DS : STATE_DIM_MAX)
         if constexpr (DS > 0) {
 #pragma unroll
             for (uint32_t j = 0; j < DS; j++) {
+                if (j % 32 == 0) {
+                    __syncwarp(); /* so that not all of k is loaded ahead: registers are scarce */
+                }
                 column[j] *= t.decay;
                 e = fmaf(k[j], column[j], e);
             }
             e = t.beta * (t.v - e);
 #pragma unroll
             for (uint32_t j = 0; j < DS; j++) {
+                if (j % 32 == 0) {
+                    __syncwarp();
+                }
                 column[j] = fmaf(k[j], e, column[j]);
                 o = fmaf(q[j], column[j], o);
             }

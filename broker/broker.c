@@ -174,6 +174,9 @@ static void on_answer(struct broker *b, struct keeper_event *e)
     case KEEPER_SPAWN_LOADER:
         models_on_loader(b, e->subject, e->msg.child, e->msg.pid, &err);
         break;
+    case KEEPER_SPAWN_CHECK:
+        models_on_check(b, e->subject, e->msg.child, &err);
+        break;
     case KEEPER_SPAWN_TEXT:
         models_on_text(b, e->subject, e->msg.child, e->msg.pid, &err);
         break;

@@ -17,6 +17,7 @@ enum keeper_what {
     KEEPER_LIST,
     KEEPER_SPAWN_WORKER, /* subject: index of the worker */
     KEEPER_SPAWN_LOADER, /* subject: the model's number */
+    KEEPER_SPAWN_CHECK,
     KEEPER_SPAWN_TEXT,
     KEEPER_SPAWN_HTTP,
     KEEPER_CREATE_WEIGHTS,

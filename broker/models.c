@@ -167,9 +167,9 @@ static struct model *get_row(struct broker *b, const struct catalog_pick *pick, 
         m->error = m->text.failed = (struct err){ 0 };
         models_drop(b, &m->state_segment);
         m->state_made = false;
-    } else if (!same_file(&m->file, &pick->file) && !m->unload) {
-        log_info("model %s: its file has changed; it is loaded again", m->file.name);
-        m->unload = true;
+    } else if (!same_file(&m->file, &pick->file) && !m->unload && !m->check.stale_ms &&
+               !same_file(&m->check.refused, &pick->file)) {
+        models_start_check(b, m, &pick->file);
     }
     if (pick->alias) {
         m->policy_pin |= pick->alias->pin;
@@ -582,6 +582,16 @@ static void act_draining(struct broker *b, struct model *m)
 static void act_one(struct broker *b, struct model *m)
 {
     uint64_t ttl_ms = (uint64_t)m->ttl_s * 1000;
+    if (m->check.stale_ms) {
+        uint64_t until = m->check.stale_ms + (uint64_t)b->config.swap_wait_max_s * 1000;
+        bool idle = m->n_running + m->n_waiting == 0;
+        if (m->state != MODEL_COLD && (idle || b->now_ms >= until)) {
+            m->unload = true;
+            m->info.known = m->text.ready = false; /* who comes now is the new one's */
+        }
+        m->check.stale_ms = m->unload || m->state == MODEL_COLD ? 0 : m->check.stale_ms;
+        broker_alarm(b, until);
+    }
     bool there = m->state == MODEL_WARM || m->state == MODEL_RESIDENT;
     if (ttl_ms && there && !m->pinned && !m->unload && !m->want_warm) {
         if (b->now_ms >= m->used_ms + ttl_ms) {

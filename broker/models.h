@@ -62,7 +62,8 @@ struct model_info {
     uint64_t token_bytes; /* of state, for one position */
     bool generates;
     char arch[64], pooling[16];
-    char golden[48]; /* what the device answered when the model first ran (WorkerBound); empty: not asked */
+    char golden
+        [48]; /* what the device answered when the model first ran (WorkerBound); empty: not asked */
 };
 
 /* Its text service. */
@@ -76,6 +77,16 @@ struct model_text {
     uint32_t restarts, tries;
     struct err failed; /* it cannot serve this model: why */
     struct err noted;  /* what the one that lives said */
+};
+
+/* Its file has changed while it is here: the new one's head is looked at before the old one goes. */
+struct model_check {
+    bool spawning;
+    uint32_t child;
+    struct catalog_file file;    /* being looked at */
+    struct catalog_file refused; /* looked at, and no model */
+    struct err noted;
+    uint64_t stale_ms; /* it was accepted then; who runs has a while to end */
 };
 
 struct model {
@@ -101,6 +112,7 @@ struct model {
     uint32_t load_tries, load_kills, loader_restarts;
     struct err load_noted;
 
+    struct model_check check;
     struct model_text text;
 
     /* device */
@@ -170,6 +182,7 @@ void models_adopted(struct broker *b);
 /* The keeper's answers and reports. err.code ERR_NONE: it worked. */
 void models_on_loader(struct broker *b, uint64_t number, uint32_t child, int32_t pid,
                       const struct err *err);
+void models_on_check(struct broker *b, uint64_t number, uint32_t child, const struct err *err);
 void models_on_text(struct broker *b, uint64_t number, uint32_t child, int32_t pid,
                     const struct err *err);
 void models_on_state(struct broker *b, uint64_t number, uint64_t segment, const struct err *err);

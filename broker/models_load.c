@@ -112,6 +112,54 @@ void models_on_loader(struct broker *b, uint64_t number, uint32_t child, int32_t
     m->loader_pid = pid;
 }
 
+/* ---- a file that has changed ---- */
+
+void models_start_check(struct broker *b, struct model *m, const struct catalog_file *now)
+{
+    struct channel_msg spawn = { .op = CHANNEL_SPAWN, .role = HERITAGE_LOADER };
+    if (m->check.spawning || m->check.child || b->stopping) {
+        return;
+    }
+    m->check.spawning = true;
+    m->check.file = *now;
+    m->check.noted = (struct err){ 0 };
+    add_arg(&spawn, m->file.path);
+    add_arg(&spawn, "--check");
+    add_arg(&spawn, "--layout");
+    add_arg(&spawn, layout_wanted(b));
+    broker_random(spawn.token, sizeof spawn.token);
+    snprintf(spawn.tag, sizeof spawn.tag, "check %.64s", m->file.name);
+    keeper_line_ask(b->keeper, &spawn, NULL, 0, KEEPER_SPAWN_CHECK, m->number, 0);
+}
+
+void models_on_check(struct broker *b, uint64_t number, uint32_t child, const struct err *err)
+{
+    struct model *m = models_find_number(&b->models, number);
+    if (m && m->check.spawning) {
+        m->check.spawning = false;
+        m->check.child = err->code == ERR_NONE ? child : 0;
+    }
+}
+
+/* The old one goes only for one that is a model. A check that was killed says nothing: the next who asks begins another. */
+static void checked(struct broker *b, struct model *m, int status)
+{
+    struct model_check *c = &m->check;
+    c->child = 0;
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
+        log_info("model %s: its file has changed; it is loaded again", m->file.name);
+        c->stale_ms = b->now_ms;
+        broker_alarm(b, b->now_ms);
+    } else if (models_fault_of(status)) {
+        c->refused = c->file;
+        m->error = c->noted;
+        log_error("model %s: its file has changed and is refused, the old one stays: %s",
+                  m->file.name, c->noted.code ? c->noted.text : "its loader died");
+    }
+}
+
+/* ---- loaded ---- */
+
 static void loaded(struct broker *b, struct model *m, const char *why)
 {
     m->load_tries = m->load_kills = 0;
@@ -226,6 +274,13 @@ bool models_on_note(struct broker *b, uint32_t child, uint32_t code, uint64_t va
                     text);
             return true;
         }
+        if (m->check.child == child && child) {
+            if (code == CHANNEL_NOTE_FAILED) {
+                err_set(&m->check.noted, value < ERR_N_CODES ? (enum err_code)value : ERR_FAILED,
+                        "%s", text);
+            }
+            return true;
+        }
         if (m->loader != child || !child) {
             continue;
         }
@@ -335,6 +390,10 @@ bool models_on_died(struct broker *b, uint32_t child, int status)
         }
         if (m->text.child == child) {
             text_died(b, m, status);
+            return true;
+        }
+        if (m->check.child == child) {
+            checked(b, m, status);
             return true;
         }
     }

@@ -21,6 +21,9 @@ void models_kill(struct broker *b, uint32_t child, int signal);
 
 void models_start_load(struct broker *b, struct model *m);
 
+/* The file's head as it is now: is it a model? */
+void models_start_check(struct broker *b, struct model *m, const struct catalog_file *now);
+
 void models_start_text(struct broker *b, struct model *m);
 
 /* ---- models_bind.c ---- */

@@ -2,6 +2,7 @@
  *
  * Born of the keeper: descriptor 3 is the channel, descriptor 4 the segment, empty and without a size, to be filled.
  * It tells the broker by notes that the head was accepted (the segment can be mapped), that all is there, or why not.
+ * --check: the head alone, before a changed file takes the place of one that serves.
  * By hand, for tests and timing: --out-fd N names the segment, the log says the rest.
  *
  * The order is the security: open every file, the ring and the threads; restrict; then parse the first byte. */
@@ -32,6 +33,7 @@ struct options {
     int n_threads;
     uint64_t budget_bytes;
     uint64_t rate; /* bytes per second at most; 0: no limit */
+    bool check;    /* only whether the head is accepted */
     int out_fd;    /* -1: the keeper's grant */
     char *lora;    /* PATH of an adapter, NULL: none */
     float lora_scale;
@@ -90,6 +92,7 @@ static int parse_options(struct options *o, int argc, char **argv, struct err *e
         { "ram-budget", required_argument, NULL, 'b' },
         { "out-fd", required_argument, NULL, 'o' },
         { "lora", required_argument, NULL, 'a' },
+        { "check", no_argument, NULL, 'c' },
         { NULL, 0, NULL, 0 },
     };
     *o = (struct options){ .budget_bytes = ROOM_NO_BUDGET, .out_fd = -1 };
@@ -125,6 +128,9 @@ static int parse_options(struct options *o, int argc, char **argv, struct err *e
             break;
         case 'o':
             rc = parse_int(optarg, "out-fd", &o->out_fd, err);
+            break;
+        case 'c':
+            o->check = true;
             break;
         default:
             rc = err_set(err, ERR_USAGE, "%s: not an option", argv[optind - 1]);
@@ -169,6 +175,9 @@ static int load(struct load *l, struct source *source, const struct options *o, 
     char arch[64];
     if (load_parse(l, o->layout, err) < 0 || load_check_model(l, err) < 0) {
         return -1;
+    }
+    if (o->check) {
+        return 0;
     }
     load_architecture(l, arch, sizeof arch);
     if (room_check(meminfo, load_data_bytes(l), o->budget_bytes, err) < 0 ||
@@ -216,7 +225,7 @@ int main(int argc, char **argv)
         fprintf(stderr,
                 "hearth-loader: %s; hearth-loader [--layout file|rows16] "
                 "[--source auto|uring|pread|mmap] [--threads N] [--ram-budget SIZE] "
-                "[--lora PATH:SCALE] [--out-fd N] FILE\n",
+                "[--lora PATH:SCALE] [--out-fd N] [--check] FILE\n",
                 err.text);
         return err_exit_code(err.code);
     }

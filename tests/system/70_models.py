@@ -1,6 +1,7 @@
 """Models: several side by side, loaded, unloaded, named in every way, missing, broken, replaced."""
 import os
 import shutil
+import signal
 import tempfile
 
 from house import FIXTURES, House, lines, main, one_line, wait_for
@@ -175,6 +176,34 @@ def aliases_have_options_of_their_own():
     shutil.rmtree(models)
 
 
-main(aliases_have_options_of_their_own, loaded_and_unloaded, the_default_is_the_only_resident_one, a_path_is_a_name,
+def a_changed_file_replaces_the_old_one_only_when_it_is_a_model():
+    models = directory(one=1)
+    path = os.path.join(models, "one.gguf")
+
+    def replace(data):
+        with open(path + ".new", "wb") as f:
+            f.write(data)
+        os.replace(path + ".new", path)
+
+    with House(models=models) as house:
+        ask = ("complete", "--ids", "-m", "one", "--temp", 0, "-n", 6, "--ignore-eos", "Hello")
+        old = house.hearth(*ask).stdout
+        replace(b"GGUF" + b"rubbish" * 1000)
+        house.process.send_signal(signal.SIGHUP)
+        wait_for("it to be looked at", lambda: house.hearth(*ask).stdout == old and "the old one stays" in house.log())
+        assert states(house)["one"] == "resident"
+        house.hearth(*ask)
+        assert house.log().count("the old one stays") == 1  # once looked at is enough
+        other = os.path.join(models, "other.gguf")
+        house.hearth("synth", "--arch", "llama", "--preset", "tiny", "--type", "Q8_0", "-o", other)
+        with open(other, "rb") as f:
+            replace(f.read())
+        house.process.send_signal(signal.SIGHUP)
+        wait_for("the new model", lambda: house.hearth(*ask).stdout != old)
+        assert house.hearth(*ask).stdout == house.hearth(*["other" if a == "one" else a for a in ask]).stdout
+    shutil.rmtree(models)
+
+
+main(a_changed_file_replaces_the_old_one_only_when_it_is_a_model, aliases_have_options_of_their_own, loaded_and_unloaded, the_default_is_the_only_resident_one, a_path_is_a_name,
      a_missing_name_is_exit_4_with_near_ones, a_broken_file_is_exit_7_and_harms_nobody,
      an_unknown_architecture_is_refused_by_name, many_models_under_a_small_budget, unload_pauses_a_running_answer)

@@ -114,7 +114,7 @@ static struct parks_file *add(struct broker *b, int fd, struct err *err)
         forget(b, oldest(p), true);
     }
     struct parks_file *f = &p->list[p->n++];
-    *f = (struct parks_file){ .key = file.head.key,
+    *f = (struct parks_file){ .engine = file.head.key,
                               .tag_hi = file.head.tag_hi,
                               .tag_lo = file.head.tag_lo,
                               .tokens = file.tokens,
@@ -154,12 +154,8 @@ static void scan_one(struct broker *b, const char *name)
     } else {
         f = add(b, fd, &err);
     }
-    if (f && f->key != key) {
-        err_set(&err, ERR_BAD_FILE, "its name is another's");
-        forget(b, p->n - 1, false);
-        f = NULL;
-    }
     if (f) {
+        f->key = key;
         f->name = random;
         f->uid = uid;
         f->used_s = (uint64_t)st.st_mtime;
@@ -298,12 +294,13 @@ static int keep(struct broker *b, struct model *m, uid_t uid, struct err *err)
     if (!f) {
         return -1;
     }
+    f->key = pm->key;
     f->name = pm->temp;
     f->uid = uid;
     f->used_s = unix_s();
     temp_path(p, pm->temp, from);
     path_of(p, f, to);
-    if (f->key != pm->key || rename(from, to) < 0) {
+    if (f->engine != pm->engine || rename(from, to) < 0) {
         err_set_errno(err, ERR_IO, "rename to %s", to);
         forget(b, p->n - 1, false);
         return -1;
@@ -387,9 +384,29 @@ void parks_on_parked(struct broker *b, uint32_t child, const Hearth__WorkerParke
 
 /* ---- when ---- */
 
+/* A digest of the head does not tell two trainings of one model apart: the file itself counts, and its adapter's. */
+static uint64_t key_of(const struct model *m, uint64_t engine)
+{
+    struct stat st;
+    char path[sizeof m->lora];
+    uint64_t facts[] = { m->file.size_bytes, (uint64_t)m->file.mtime_ns, m->file.inode, 0, 0 };
+    snprintf(path, sizeof path, "%s", m->lora);
+    char *scale = strrchr(path, ':');
+    if (m->lora[0] && stat(path, &st) < 0 && scale) {
+        *scale = 0;
+    }
+    if (m->lora[0] && stat(path, &st) == 0) {
+        facts[3] = (uint64_t)st.st_ino;
+        facts[4] = (uint64_t)st.st_mtim.tv_sec * 1000000000u + (uint64_t)st.st_mtim.tv_nsec;
+    }
+    uint64_t key = broker_digest(engine, facts, sizeof facts);
+    return key ? key : 1;
+}
+
 void parks_bound(struct broker *b, struct model *m, uint64_t key)
 {
-    m->parks.key = b->parks.on ? key : 0;
+    m->parks.engine = b->parks.on ? key : 0;
+    m->parks.key = m->parks.engine ? key_of(m, key) : 0;
     m->parks.leave_until_ms = 0;
     parks_touched(b, m);
 }

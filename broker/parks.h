@@ -3,7 +3,7 @@
  * budget and their owners, and a request is told of the one that its prompt begins like.
  *
  * Where: --state-dir; without it beside the journal in memory, where they end with a clean stop. A file is named
- * KEY-UID-RANDOM.kv; it is written under another name and renamed when it is whole. Which file fits is decided by content: the key (model,
+ * KEY-UID-RANDOM.kv (KEY: engine and model, and which file that model was); it is written under another name and renamed when it is whole. Which file fits is decided by content: the key (model,
  * KV types, engine), the principal and the tokens. A longer file of the same conversation replaces the shorter one; beyond the
  * budget the one used longest ago goes. What is in memory never takes more than the models leave of ram_budget, so it
  * is the first to go when room is needed.
@@ -35,7 +35,7 @@ struct worker;
 #define PARKS_DISK_BUDGET (8ull << 30) /* when nobody says; in memory an eighth of ram_budget */
 
 struct parks_file {
-    uint64_t key, name;
+    uint64_t engine, key, name;
     uid_t uid;
     uint64_t tag_hi, tag_lo; /* the request that computed it last */
     int32_t *tokens;         /* owned */
@@ -57,7 +57,8 @@ struct parks {
 
 /* A model's part. */
 struct parks_model {
-    uint64_t key;               /* of its files, as the worker said; 0: none fit */
+    uint64_t engine;            /* the key that the worker says, in its files; 0: none fit */
+    uint64_t key;               /* of this very file by that engine, in their names */
     bool dirty;                 /* something ended since the worker had nothing more to park */
     uint64_t since_ms, last_ms; /* of that: the first and the last time */
     uint64_t segment, temp;     /* being written; 0: nothing is */

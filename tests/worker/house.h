@@ -28,6 +28,8 @@
 #define HOUSE_SEGMENTS    64
 #define HOUSE_SHARD_BYTES (8u << 20)
 
+#define HOUSE_SLOTS 64 /* whose ends are counted one by one */
+
 struct house {
     char dir[32], endpoint[128], shard_path[128];
     struct {
@@ -51,6 +53,7 @@ struct house {
     struct weights weights;
     struct pieces pieces;
     /* what was heard */
+    uint32_t n_finished_of[HOUSE_SLOTS]; /* by slot */
     uint32_t n_hello, n_bound, n_released, n_finished, n_evaluated, n_held, n_need;
     bool bound_ok, evaluated_ok, generates;
     uint32_t ctx, n_sequences;
@@ -171,6 +174,7 @@ static inline void house_hear(struct house *h, const struct link_msg *msg)
         break;
     case HEARTH__ENVELOPE__BODY_WORKER_FINISHED:
         h->n_finished++;
+        h->n_finished_of[e->worker_finished->slot % HOUSE_SLOTS]++;
         break;
     case HEARTH__ENVELOPE__BODY_WORKER_EVALUATED:
         h->n_evaluated++;

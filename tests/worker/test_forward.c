@@ -324,6 +324,16 @@ static void forward_gives_the_same_bits_through_a_window(void **state)
     check_model(&t, false, DTYPE_F16);
 }
 
+static void forward_gives_the_same_bits_with_an_adapter(void **state)
+{
+    (void)state;
+    struct tiny t = tiny_default;
+    t.adapted = true;
+    check_model(&t, true, DTYPE_F32);
+    t.dtype = DTYPE_Q8_0;
+    check_model(&t, false, DTYPE_F16);
+}
+
 static float *logits_of(const struct tiny *t)
 {
     const struct setting s = { false, DTYPE_F16, 2, NULL };
@@ -410,6 +420,7 @@ int main(void)
         cmocka_unit_test(forward_gives_the_same_bits_with_experts),
         cmocka_unit_test(forward_gives_the_same_bits_with_single_experts),
         cmocka_unit_test(forward_gives_the_same_bits_through_a_window),
+        cmocka_unit_test(forward_gives_the_same_bits_with_an_adapter),
         cmocka_unit_test(forward_gives_the_text_model_where_images_could_be),
         cmocka_unit_test(forward_refuses_and_changes_nothing),
         cmocka_unit_test(forward_counts_its_progress),

@@ -89,6 +89,24 @@ static void model_names_an_expert_that_is_not_like_the_others(void **state)
                    "blk.2.ffn_down.1.weight: F32 [96, 63, 1], expert 0 is F32 [96, 64, 1]");
 }
 
+static void model_refuses_an_adapter_that_does_not_fit(void **state)
+{
+    (void)state;
+    struct tiny t = tiny_default;
+    t.adapted = true;
+    t.bend = "blk.1.ffn_down.weight.lora_b";
+    expect_refusal(&t, ERR_BAD_FILE,
+                   "blk.1.ffn_down.weight.lora_b: F16 [20, 63, 1], expected [20, 64, 1]");
+    t.bend = NULL;
+    t.omit = "blk.1.ffn_down.weight.lora_b";
+    expect_refusal(&t, ERR_BAD_FILE, "blk.1.ffn_down.weight.lora_b is missing");
+    t.omit = "blk.1.ffn_down.weight.lora_a";
+    expect_refusal(&t, ERR_UNSUPPORTED, "blk.1.ffn_down.weight.lora_b");
+    t.omit = NULL;
+    t.n_experts = 2; /* ffn_down is none of its matrices */
+    expect_refusal(&t, ERR_UNSUPPORTED, "blk.0.ffn_down.weight.lora_a");
+}
+
 static void model_refuses_numbers_that_make_no_sense(void **state)
 {
     (void)state;
@@ -138,6 +156,7 @@ int main(void)
         cmocka_unit_test(model_names_what_is_missing),
         cmocka_unit_test(model_names_type_and_shape_of_a_wrong_tensor),
         cmocka_unit_test(model_names_an_expert_that_is_not_like_the_others),
+        cmocka_unit_test(model_refuses_an_adapter_that_does_not_fit),
         cmocka_unit_test(model_refuses_numbers_that_make_no_sense),
         cmocka_unit_test(model_refuses_an_unknown_architecture),
         cmocka_unit_test(model_fingerprint_follows_the_layout),

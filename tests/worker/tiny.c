@@ -9,6 +9,7 @@
 #include "worker/quant.h"
 
 #define TENSORS_MAX 128
+#define TINY_RANK   20
 
 const struct tiny tiny_default = { .n_layers = 3,
                                    .dim = 64,
@@ -114,6 +115,16 @@ static void plan_bias(struct tiny_build *s, uint32_t i, const char *part, uint64
     }
 }
 
+static void plan_low_rank(struct tiny_build *s, uint32_t i, const char *part, uint64_t k,
+                          uint64_t m)
+{
+    char name[64];
+    for (int b = 0; s->t->adapted && b < 2; b++) {
+        snprintf(name, sizeof name, "blk.%u.%s.weight.lora_%c", i, part, "ab"[b]);
+        plan_tensor(s, name, DTYPE_F16, b ? TINY_RANK : k, b ? m : TINY_RANK, 1);
+    }
+}
+
 static void plan_layer(struct tiny_build *s, uint32_t i)
 {
     const struct tiny *t = s->t;
@@ -122,6 +133,8 @@ static void plan_layer(struct tiny_build *s, uint32_t i)
     plan_layer_tensor(s, i, "attn_q", t->dtype, t->dim, t->n_heads * d, 1);
     plan_layer_tensor(s, i, "attn_k", t->dtype, t->dim, t->n_kv_heads * d, 1);
     plan_layer_tensor(s, i, "attn_v", t->dtype, t->dim, t->n_kv_heads * d, 1);
+    plan_low_rank(s, i, "attn_q", t->dim, t->n_heads * d);
+    plan_low_rank(s, i, "ffn_down", t->ffn_dim, t->dim);
     plan_bias(s, i, "attn_q", t->n_heads * d);
     plan_bias(s, i, "attn_k", t->n_kv_heads * d);
     plan_bias(s, i, "attn_v", t->n_kv_heads * d);
@@ -160,6 +173,13 @@ static void add_keys(struct tiny_build *s)
     if (t->n_experts) {
         add_u32(s, "expert_count", t->n_experts);
         add_u32(s, "expert_used_count", 2);
+    }
+    for (int i = 0; t->adapted && i < 2; i++) {
+        const char *name = i ? "hearth.lora.alpha" : "hearth.lora.scale";
+        const float value = i ? 10.0f : 0.75f;
+        assert_ok(weights_builder_add(s->b, name, strlen(name), WEIGHTS_F32, WEIGHTS_F32, 1, &value,
+                                      &err),
+                  err);
     }
     if (t->window) {
         add_u32(s, "attention.sliding_window", t->window);

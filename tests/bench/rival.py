@@ -55,8 +55,10 @@ def main():
     ap.add_argument("--rounds", type=int, default=5)
     ap.add_argument("--prompt", type=int, default=512)
     ap.add_argument("--gen", type=int, default=64)
+    ap.add_argument("--prefix", default="", help="before each measured command, as 'chrt -r 50'")
     a = ap.parse_args()
     hearth = os.path.join(a.bin, "hearth")
+    prefix = a.prefix.split()
     common = ["-p", str(a.prompt), "-n", str(a.gen), "-r", "1", "--json"]
     print("| threads | what | %s | %s | ratio of medians | lowest and highest ratio of a pair |" %
           (("service", "direct") if a.service else ("hearth", "llama.cpp")))
@@ -75,11 +77,11 @@ def main():
         try:
             for _ in range(a.rounds):
                 if a.service:
-                    ours.append(one_json([hearth, "bench", "-m", name] + common, env))
-                    theirs.append(one_json(direct))
+                    ours.append(one_json(prefix + [hearth, "bench", "-m", name] + common, env))
+                    theirs.append(one_json(prefix + direct))
                 else:
-                    ours.append(one_json(direct))
-                    theirs.append(one_json([a.rival, "-c", RIVAL, a.model, threads, str(a.prompt), str(a.gen)]))
+                    ours.append(one_json(prefix + direct))
+                    theirs.append(one_json(prefix + [a.rival, "-c", RIVAL, a.model, threads, str(a.prompt), str(a.gen)]))
         finally:
             if service:
                 service.terminate()

@@ -12,7 +12,7 @@ static const struct program program = {
     .text = "--direct runs the engine in this process, without broker and loader; synth: fills the "
             "weights in memory with random values of true shapes. Figures are medians over -r "
             "repeats; the bandwidth's share is of what as many threads read of the weights in a "
-            "plain loop.",
+            "plain loop, the products' of what they multiply and add in registers.",
 };
 
 /* "q8_0", or keys and values apart: "q8_0,q4_0". */
@@ -46,6 +46,9 @@ static void print_json(const struct bench_question *q, const struct bench_result
     if (r->flops_per_token > 0) {
         printf("\"flops_per_token\":%.0f,", r->flops_per_token);
     }
+    if (r->integer_share > 0) {
+        printf("\"integer_share\":%.3f,", r->integer_share);
+    }
     printf("\"prefill_tps\":%.2f,\"decode_tps\":%.2f,\"load_s\":%.3f,\"ttft_ms\":%.2f,"
            "\"bytes_per_token\":%.0f,\"bandwidth_gbs\":%.2f,\"bandwidth_share\":%.3f}\n",
            r->prefill_tps, r->decode_tps, r->load_s, r->ttft_ms, r->bytes_per_token,
@@ -59,6 +62,10 @@ static void print_text(const struct bench_question *q, const struct bench_result
     }
     printf("prefill    %10.2f tokens/s\n", r->prefill_tps);
     printf("decode     %10.2f tokens/s\n", r->decode_tps);
+    if (r->integer_share > 0) {
+        printf("products   %10.0f %% of this machine's 8-bit multiply-adds, in prefill\n",
+               r->integer_share * 100);
+    }
     printf("load       %10.3f s\n", r->load_s);
     if (r->upload_gbs > 0) {
         printf("upload     %10.2f GB/s, again %.2f GB/s\n", r->upload_gbs, r->swap_gbs);

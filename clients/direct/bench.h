@@ -33,6 +33,8 @@ struct bench_result {
     double upload_gbs,
         swap_gbs; /* weights to a device: the first time, and again as after a swap; 0: they stay */
     double flops_per_token; /* of the products, attention apart */
+    double
+        integer_share; /* prefill's multiply-adds, of what as many threads do in a plain 8-bit loop; 0: not measured */
 };
 
 #define BENCH_CASES_MAX 32

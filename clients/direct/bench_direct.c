@@ -8,6 +8,7 @@
 #include "clients/direct/bench.h"
 #include "clients/direct/synth_model.h"
 #include "loader/load.h"
+#include "worker/cpu/ceiling.h"
 #include "worker/cpu/team.h"
 #include "worker/forward.h"
 
@@ -313,6 +314,20 @@ static double probe_bandwidth(const struct bench *b, volatile uint64_t *sink)
     return best;
 }
 
+/* The best of a few rounds, as above; 0: not this machine's. */
+static double probe_multiply(const struct bench *b)
+{
+    struct err err;
+    struct team *team = team_create(b->q->n_threads, &err);
+    double best = 0;
+    for (int round = 0; team && round < PROBE_ROUNDS; round++) {
+        double speed = cpu_ceiling_gmacs(team, b->q->n_threads);
+        best = speed > best ? speed : best;
+    }
+    team_destroy(&team);
+    return best;
+}
+
 static int by_value(const void *a, const void *b)
 {
     double x, y;
@@ -328,7 +343,8 @@ static double median(double *values, uint32_t n)
 }
 
 /* The medians of one question. */
-static int measure_all(struct bench *b, double machine, struct bench_result *r, struct err *err)
+static int measure_all(struct bench *b, double machine, double gmacs, struct bench_result *r,
+                       struct err *err)
 {
     const struct bench_question *q = b->q;
     double all[BENCH_REPEATS_MAX], first[BENCH_REPEATS_MAX], gen[BENCH_REPEATS_MAX];
@@ -344,6 +360,10 @@ static int measure_all(struct bench *b, double machine, struct bench_result *r, 
     r->bytes_per_token = weight_bytes(b) / q->n_parallel + kv_bytes(b);
     r->bandwidth_gbs = r->bytes_per_token * r->decode_tps / 1e9;
     r->bandwidth_share = machine > 0 ? r->bandwidth_gbs / machine : 0;
+    /* Only a prompt's last token meets the output. */
+    const struct matrix *out = &b->model->output;
+    double macs = r->flops_per_token / 2 - (double)out->m * out->k;
+    r->integer_share = gmacs > 0 ? macs * r->prefill_tps / 1e9 / gmacs : 0;
     return 0;
 }
 
@@ -395,10 +415,11 @@ static int run(struct bench *b, uint32_t n, struct bench_result *r,
     }
     bool cpu = !first_q->device || strcmp(first_q->device, "cpu") == 0;
     double machine = cpu ? probe_bandwidth(b, &sink) : 0;
+    double gmacs = cpu ? probe_multiply(b) : 0;
     r->flops_per_token = flops(b);
     for (uint32_t i = 0; i < n; i++) {
         b->q = &first_q[i];
-        if (measure_all(b, machine, r, err) < 0) {
+        if (measure_all(b, machine, gmacs, r, err) < 0) {
             return -1;
         }
         said(b->q, r);

@@ -12,13 +12,13 @@
 
 #include "proto/rows16.h"
 #include "tests/ops/random.h"
+#include "worker/cpu/ceiling.h"
 #include "worker/cpu/cpu.h"
 #include "worker/cpu/team.h"
 
 #define K          2048
 #define ROUNDS     25
 #define READ_BYTES (256u << 10) /* of one item of the read loop */
-#define TURNS      200000       /* of one item of the multiply loop: 12 multiply-adds each */
 
 static double now(void)
 {
@@ -60,27 +60,6 @@ __attribute__((target("avx512f"))) static uint64_t read_wide(const uint8_t *p, c
     s[0] = _mm512_xor_si512(_mm512_xor_si512(s[0], s[1]), _mm512_xor_si512(s[2], s[3]));
     return (uint64_t)_mm512_reduce_add_epi64(s[0]);
 }
-
-__attribute__((target("avx512f,avx512vnni"))) static uint64_t multiply(void)
-{
-    __m512i s[12], a = _mm512_set1_epi32(0x01020304), b = _mm512_set1_epi32(0x05060708);
-#pragma GCC unroll 12
-    for (int i = 0; i < 12; i++) {
-        s[i] = _mm512_set1_epi32(i);
-    }
-    for (int t = 0; t < TURNS; t++) {
-#pragma GCC unroll 12
-        for (int i = 0; i < 12; i++) {
-            s[i] = _mm512_dpbusd_epi32(s[i], a, b);
-            __asm__("" : "+v"(s[i])); /* else twelve equal sums would be one */
-        }
-    }
-#pragma GCC unroll 12
-    for (int i = 1; i < 12; i++) {
-        s[0] = _mm512_add_epi32(s[0], s[i]);
-    }
-    return (uint64_t)_mm512_reduce_add_epi64(s[0]);
-}
 #endif
 
 static uint64_t read_words(const uint8_t *p, const uint8_t *end)
@@ -107,17 +86,6 @@ static void read_items(void *arg, size_t begin, size_t end, unsigned member)
     }
 #endif
     sink = read_words(from, last);
-}
-
-static void multiply_items(void *arg, size_t begin, size_t end, unsigned member)
-{
-    (void)arg;
-    (void)member;
-#if defined(__x86_64__)
-    for (size_t i = begin; i < end && __builtin_cpu_supports("avx512vnni"); i++) {
-        sink = multiply();
-    }
-#endif
 }
 
 /* ---- the product ---- */
@@ -179,13 +147,11 @@ static void measure(enum dtype dtype, uint32_t n_cols, unsigned n_threads, enum 
         start = now();
         team_run(c.team, read_items, &bytes, (bytes.n + READ_BYTES - 1) / READ_BYTES, 1);
         read[i] = now() - start;
-        start = now();
-        team_run(c.team, multiply_items, NULL, 2 * n_threads, 1);
-        peak[i] = now() - start;
+        peak[i] = cpu_ceiling_gmacs(c.team, n_threads);
     }
     double took = median(product), gbs = (double)bytes.n / took / 1e9, gmacs = macs / took / 1e9;
     double read_gbs = (double)bytes.n / median(read) / 1e9;
-    double peak_gmacs = 2.0 * n_threads * TURNS * 12 * 64 / median(peak) / 1e9;
+    double peak_gmacs = median(peak);
     printf(
         "%-8s %-8s %4u columns %u threads: %6.2f GB/s (read %5.2f, %.2f of it; best %5.2f of %5.2f)"
         " %7.1f GMAC/s (peak %5.1f, %.2f)\n",

@@ -312,6 +312,9 @@ static void leave_requests(struct broker *b, const struct client *c)
         if (r->gone) {
             continue;
         }
+        if (r->next_reader == c->reader) {
+            r->next_reader = 0;
+        }
         if (r->admitted && c->reader &&
             atomic_load_explicit(&request_slot(r)->reader, memory_order_relaxed) == c->reader) {
             /* Who only looked on gives the wake-ups back. */

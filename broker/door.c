@@ -58,8 +58,7 @@ static void on_resume(struct broker *b, const struct post_to *to, struct client 
     slot->attached = r->client;
     r->records = resume->has_records && resume->records;
     slot->records = r->records;
-    atomic_store_explicit(&slot->reader, r->records ? b->records.reader : c->reader,
-                          memory_order_release);
+    request_wake_by(b, r, r->records ? b->records.reader : c->reader);
     if (r->records) {
         records_begin(b, r, &to->peer, resume->has_after ? resume->after : 0);
     }

@@ -245,6 +245,17 @@ int request_find_end(const struct request *r, struct journal_record *end)
     return 0;
 }
 
+void request_wake_by(struct broker *b, struct request *r, uint64_t reader)
+{
+    struct worker *w = r->worker ? workers_find(&b->workers, r->worker) : NULL;
+    bool keeps = w && !workers_told(w, reader) &&
+                 atomic_load_explicit(&request_slot(r)->reader, memory_order_relaxed) != 0;
+    r->next_reader = keeps ? reader : 0;
+    if (!keeps) {
+        atomic_store_explicit(&request_slot(r)->reader, reader, memory_order_release);
+    }
+}
+
 void request_wake(struct broker *b, const struct request *r)
 {
     struct client *c = clients_find_reader(
@@ -342,6 +353,9 @@ void request_return(struct broker *b, struct request *r, const char *why)
     atomic_store_explicit(&slot->owner, 0, memory_order_release);
     r->worker = 0;
     r->releasing = r->ending = r->told = false;
+    if (r->next_reader) {
+        request_wake_by(b, r, r->next_reader);
+    }
     if (r->model) {
         parks_touched(b, r->model);
     }
@@ -414,6 +428,9 @@ static uint64_t kept_ms(const struct broker *b, const struct request *r)
 static void act_one(struct broker *b, struct request *r, uint64_t unix_ms)
 {
     struct err why = { 0 };
+    if (r->next_reader && r->admitted) {
+        request_wake_by(b, r, r->next_reader);
+    }
     if (request_ended(r)) {
         uint64_t until = r->ended_ms + kept_ms(b, r);
         if (r->acked) {

@@ -90,7 +90,9 @@ struct request {
     bool records; /* Records frames go to records_peer */
     struct link_peer records_peer;
     struct journal_reader records_at;
-    bool gone; /* swept at the end of the turn */
+    uint64_t
+        next_reader; /* takes the slot's place for readers once the worker can wake it; 0: none */
+    bool gone;       /* swept at the end of the turn */
 };
 
 struct requests {
@@ -144,6 +146,10 @@ void request_return(struct broker *b, struct request *r, const char *why);
 
 /* Every turn: rendering, admission, ends, deadlines, expiry. */
 void requests_act(struct broker *b);
+
+/* From now on this reader page is the request's. While its worker has not been told of it the old one stays in the slot: after a
+ * broker's death that is the same client's, and a wake-up by it reaches who sleeps. */
+void request_wake_by(struct broker *b, struct request *r, uint64_t reader);
 
 /* Wakes the reader of a slot by its eventfd, if its client is here. */
 void request_wake(struct broker *b, const struct request *r);

@@ -156,6 +156,16 @@ bool workers_granted(const struct worker *w, uint64_t segment)
     return false;
 }
 
+bool workers_told(const struct worker *w, uint64_t segment)
+{
+    for (uint32_t i = 0; i < w->n_grants; i++) {
+        if (w->grants[i].segment == segment) {
+            return w->grants[i].told;
+        }
+    }
+    return false;
+}
+
 void workers_on_grant(struct broker *b, uint32_t child, uint64_t segment, const struct err *err)
 {
     struct worker *w = workers_find(&b->workers, child);
@@ -488,6 +498,7 @@ static void tell_readers(struct broker *b, struct worker *w)
             reader.reader = g->segment;
             if (post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_READER, &reader) == 0) {
                 g->told = true;
+                broker_alarm(b, b->now_ms); /* requests go over to it */
             }
         }
     }

@@ -10,6 +10,7 @@ from house import LONG, House, main, wait_for
 
 KILLS = int(sys.argv[1]) if len(sys.argv) > 1 else 2000 if LONG else 220
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 2
+SECONDS = 3600 if LONG or len(sys.argv) > 1 else 100  # of one campaign at most
 ARCHS = ["llama", "qwen3", "gemma3"]
 
 
@@ -22,7 +23,8 @@ def summary_of(done):
 
 def nothing_wrong(house, done, kills):
     summary = summary_of(done)
-    assert sum(summary["phases"].values()) >= kills, summary
+    # A machine that is very busy gets as far as it gets.
+    assert sum(summary["phases"].values()) >= kills or summary["seconds"] > SECONDS, summary
     assert summary["requests"] >= 4 and summary["lost"] == summary["doubled"] == summary["changed"] == 0, summary
     # Ends that were acknowledged leave their slots, however fast that was; clients that died have no claim.
     wait_for("empty slots", lambda: not house.status()["requests"])
@@ -43,7 +45,7 @@ def what_is_no_chain_is_found():
 
 def every_role_falls():
     with House("--device", "reference:20000") as house:
-        done = house.hearth("chaos", "--reference", "--kills", KILLS, "--clients", 12, "--acts", "kill,stop", "--pause", 80,
+        done = house.hearth("chaos", "--reference", "--kills", KILLS, "--seconds", SECONDS, "--clients", 12, "--acts", "kill,stop", "--pause", 80,
                             "--seed", SEED, timeout=7200)
         summary = nothing_wrong(house, done, KILLS)
         assert all(summary["roles"][role]["kills"] > 0 for role in ("worker", "broker", "text", "client")), summary
@@ -59,8 +61,8 @@ def loaders_fall_while_models_swap():
                                       os.path.join(directory, arch + ".gguf"))
         with House("--device", "reference:20000", "--ram-budget", "9M", "--min-residency", "0", "--swap-wait-max", "1",
                    models=directory) as house:
-            done = house.hearth("chaos", "--reference", "-m", ",".join(ARCHS), "--kills", KILLS * 80 // 220, "--clients",
-                                12, "--pause", 120, "--seed", SEED, timeout=7200)
+            done = house.hearth("chaos", "--reference", "-m", ",".join(ARCHS), "--kills", KILLS * 80 // 220, "--seconds", SECONDS,
+                                "--clients", 12, "--pause", 120, "--seed", SEED, timeout=7200)
             summary = nothing_wrong(house, done, KILLS * 80 // 220)
             assert summary["roles"]["loader"]["kills"] > 0 and summary["phases"]["load"] > 0, summary
             print("info", done.stdout.decode().strip())

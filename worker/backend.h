@@ -382,9 +382,10 @@ struct backend_ops {
                     struct err *);
     /* Each of the rest but close may be NULL, as on a CPU. */
 
-    /* Weights. arrived: the segment holds its first data_end bytes of data, so tensors imported before may be fetched.
-     * release: the model is gone, and what was imported from these size_bytes with it. */
-    int (*arrived)(struct backend *, uint64_t data_end, struct err *);
+    /* Weights. arrived: the segment mapped at base holds its first data_end bytes of data, so tensors imported from it may be
+     * fetched. release: the model is gone, and what was imported from these size_bytes with it. */
+    int (*arrived)(struct backend *, const uint8_t *base, size_t size_bytes, uint64_t data_end,
+                   struct err *);
     void (*release)(struct backend *, const uint8_t *base, size_t size_bytes);
 
     /* Keys, values and states in the device's memory (mirror.h), all in the order of ops. copy and clear: inside of it.

@@ -317,7 +317,8 @@ static int wait_for(struct pass *p, uint64_t data_end)
     if (wait->wait && wait->wait(wait->arg, data_end, p->err) < 0) {
         return -1;
     }
-    return p->ops->arrived ? p->ops->arrived(p->b, data_end, p->err) : 0;
+    const struct weights *w = p->m->weights;
+    return p->ops->arrived ? p->ops->arrived(p->b, w->base, w->size, data_end, p->err) : 0;
 }
 
 /* The same before a layer: a step that has to wait can go on from there. */
@@ -656,7 +657,8 @@ static int begin_step(struct pass *p)
         n_outputs += p->batch->flags[i] != 0;
     }
     uint64_t key = p->f->number << 32 | (uint64_t)p->n << 24 | n_outputs << 16;
-    return p->ops->step(p->b, p->n <= STEADY_ROWS ? key : 0, p->err);
+    /* A step that may have to wait for weights is not kept: others may come between. */
+    return p->ops->step(p->b, p->f->all_ready && p->n <= STEADY_ROWS ? key : 0, p->err);
 }
 
 int forward_step(struct forward *f, struct kvcache *kv, const struct forward_batch *batch,

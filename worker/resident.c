@@ -147,6 +147,13 @@ static int fit_device(struct resident *r, struct err *err)
     return 0;
 }
 
+/* What has been read goes to the device while the rest is still on its way. */
+static int upload_read(struct resident *r, struct err *err)
+{
+    const struct weights *w = &r->weights;
+    return r->backend->ops->arrived(r->backend, w->base, w->size, weights_watermark(w), err);
+}
+
 int resident_bind(struct resident *r, struct err *err)
 {
     assert(r->phase == RESIDENT_READING);
@@ -160,6 +167,9 @@ int resident_bind(struct resident *r, struct err *err)
     }
     if (!r->model) {
         return r->data_wanted ? 0 : -1;
+    }
+    if (device && !all_read(r)) {
+        return upload_read(r, err); /* it answers the golden prompt first, for which it needs all */
     }
     uint32_t n = r->options.n_sequences;
     if (!device &&

@@ -76,7 +76,8 @@ static int bind_model(struct bench *b, double *gbs, struct err *err)
     }
     double start = now();
     if (b->backend->ops->arrived &&
-        (b->backend->ops->arrived(b->backend, UINT64_MAX, err) < 0 ||
+        (b->backend->ops->arrived(b->backend, b->weights.base, b->weights.size, UINT64_MAX, err) <
+             0 ||
          (b->backend->ops->finish && b->backend->ops->finish(b->backend, err) < 0))) {
         return -1;
     }

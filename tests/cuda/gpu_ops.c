@@ -114,7 +114,7 @@ static void products(enum dtype dtype, uint32_t k, uint32_t m)
     struct matrix on_cpu, on_gpu;
     need(cpu->ops->import(cpu, &t, &on_cpu, &err), &err);
     need(gpu->ops->import(gpu, &t, &on_gpu, &err), &err);
-    need(gpu->ops->arrived(gpu, t.data_end, &err), &err);
+    need(gpu->ops->arrived(gpu, NULL, SIZE_MAX, t.data_end, &err), &err);
     size_t n_y = (size_t)COLUMNS_MAX * m;
     float *x = floats((size_t)COLUMNS_MAX * k, 1, 3), *want = room(n_y * sizeof *want);
     float *got = room(n_y * sizeof *got), *first = room(m * sizeof *first);

@@ -54,7 +54,7 @@ static void make(struct twins *t, enum dtype dtype, uint32_t k, uint32_t m, uint
     };
     assert_ok(t->cpu->ops->import(t->cpu, &tensor, &p->cpu, &err), err);
     assert_ok(t->cuda->ops->import(t->cuda, &tensor, &p->cuda, &err), err);
-    assert_ok(t->cuda->ops->arrived(t->cuda, tensor.data_end, &err), err);
+    assert_ok(t->cuda->ops->arrived(t->cuda, NULL, SIZE_MAX, tensor.data_end, &err), err);
     assert_ok(t->cuda->ops->check_matrix(t->cuda, &p->cuda, &err), err);
 }
 

@@ -67,6 +67,7 @@ static void cuda_close(struct backend *b)
         (void)cudaStreamSynchronize(c->stream);
     }
     cuda_mirror_destroy(c);
+    cuda_uploads_destroy(c);
     cuda_step_destroy(c);
     cuda_release(b, NULL, SIZE_MAX);
     cuda_free_all(c);
@@ -177,7 +178,7 @@ struct backend *cuda_open(const char *name, const struct backend_options *option
     if (cuda_check(cudaSetDevice(device), name, err) < 0 ||
         cuda_check(cudaStreamCreate(&c->stream), name, err) < 0 || cuda_stage_create(c, err) < 0 ||
         cuda_step_create(c, err) < 0 || cuda_mirror_create(c, err) < 0 ||
-        cuda_tables_create(c, err) < 0) {
+        cuda_uploads_create(c, err) < 0 || cuda_tables_create(c, err) < 0) {
         cuda_close(&c->base);
         return NULL;
     }

@@ -26,6 +26,7 @@ struct cuda_memory; /* one allocation, listed until close */
 struct cuda_tensor; /* one import: where it comes from, where it goes */
 struct cuda_step;
 struct cuda_mirror;
+struct cuda_uploads;
 
 #define CUDA_ALLOC_ALIGN 512 /* of every allocation, in address and in what is counted */
 #define CUDA_STEPS_KEPT  32  /* graphs: batches of 1 to 16 rows, and as many shapes again */
@@ -58,6 +59,7 @@ struct cuda_backend {
         *stage_device;           /* host arrays on their way: one block, pinned on this side */
     size_t stage_at, stage_sent; /* filled so far; copied so far */
     struct cuda_step *step;      /* owned: the list of a step's launches, kept graphs */
+    struct cuda_uploads *uploads; /* owned: buffers of weights on their way */
     struct cuda_mirror *mirror;  /* owned: pages on their way to the host */
 };
 
@@ -125,9 +127,12 @@ int cuda_import(struct backend *b, const struct weights_tensor *t, struct matrix
                 struct err *err);
 int cuda_import_experts(struct backend *b, const struct weights_tensor *const *tensors, uint32_t n,
                         const uint8_t **places, struct matrix *m, struct err *err);
-int cuda_arrived(struct backend *b, uint64_t data_end, struct err *err);
+int cuda_arrived(struct backend *b, const uint8_t *base, size_t size_bytes, uint64_t data_end,
+                 struct err *err);
 void cuda_release(struct backend *b, const uint8_t *base, size_t size_bytes);
 int cuda_tables_create(struct cuda_backend *c, struct err *err);
+int cuda_uploads_create(struct cuda_backend *c, struct err *err);
+void cuda_uploads_destroy(struct cuda_backend *c);
 
 /* Bytes of 16 rows of k values as tiles; 0 for types that stand as in the file. */
 uint64_t cuda_group_bytes(enum dtype dtype, uint64_t k);

@@ -1,5 +1,5 @@
-/* Tensors from the segment to the device: float types as they stand, quantised rows re-laid as tiles there (relay.cu), a few
- * MiB at a time. A ring of pinned buffers is to come between. */
+/* Tensors from the segment to the device: float types as they stand, quantised rows re-laid as tiles there (relay.cu),
+ * through a ring of pinned buffers: while one travels the next is filled, and nothing waits but for a buffer. */
 #include <stdlib.h>
 
 #include "worker/cuda/tiles.cuh"
@@ -10,7 +10,19 @@ extern "C" {
 #include "worker/quant_grids.h"
 }
 
-#define CHUNK_BYTES ((size_t)4 << 20)
+#define BUFFER_BYTES ((size_t)8 << 20) /* long enough for the bus, short beside a model */
+#define BUFFERS      2
+
+/* One of the ring: pinned here, its copy there, and when the device is done with both. */
+struct buffer {
+    uint8_t *host, *device;
+    cudaEvent_t done;
+};
+
+struct cuda_uploads {
+    struct buffer buffers[BUFFERS];
+    uint32_t turn;
+};
 
 struct cuda_tensor {
     struct cuda_tensor *next;
@@ -83,37 +95,106 @@ static void gather_rows(const struct cuda_tensor *own, uint64_t i, uint64_t n, u
     }
 }
 
-/* All rows, in chunks of whole groups. */
+int cuda_uploads_create(struct cuda_backend *c, struct err *err)
+{
+    c->uploads = (struct cuda_uploads *)calloc(1, sizeof *c->uploads);
+    if (!c->uploads) {
+        return err_set(err, ERR_NO_MEMORY, "cuda: upload buffers");
+    }
+    for (struct buffer &b : c->uploads->buffers) {
+        if (cuda_check(cudaHostAlloc((void **)&b.host, BUFFER_BYTES, cudaHostAllocDefault),
+                       "pinned memory", err) < 0 ||
+            cuda_check(cudaEventCreateWithFlags(&b.done, cudaEventDisableTiming), "an event", err) <
+                0) {
+            return -1;
+        }
+        b.device = (uint8_t *)cuda_alloc(&c->base, BUFFER_BYTES, err);
+        if (!b.device) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+void cuda_uploads_destroy(struct cuda_backend *c)
+{
+    for (uint32_t i = 0; c->uploads && i < BUFFERS; i++) {
+        struct buffer *b = &c->uploads->buffers[i];
+        if (b->done) {
+            (void)cudaEventDestroy(b->done);
+        }
+        if (b->host) {
+            (void)cudaFreeHost(b->host);
+        }
+    }
+    free(c->uploads);
+    c->uploads = NULL;
+}
+
+/* The next buffer, when the device is done with what it held. */
+static struct buffer *take_buffer(struct cuda_backend *c, struct err *err)
+{
+    struct buffer *b = &c->uploads->buffers[c->uploads->turn++ % BUFFERS];
+    return cuda_check(cudaEventSynchronize(b->done), "an upload", err) < 0 ? NULL : b;
+}
+
+/* The buffer's bytes on their way; to: where they go, or its own copy on the device. */
+static int send_buffer(struct cuda_backend *c, const struct buffer *b, uint8_t *to, size_t size,
+                       struct err *err)
+{
+    return cuda_step_flush(c, err) < 0
+               ? -1
+               : cuda_check(cudaMemcpyAsync(to, b->host, size, cudaMemcpyHostToDevice, c->stream),
+                            "upload", err);
+}
+
+/* Bytes that stand here as they do there. */
+static int upload_bytes(struct cuda_backend *c, uint8_t *to, const uint8_t *from, uint64_t size,
+                        struct err *err)
+{
+    for (uint64_t at = 0; at < size; at += BUFFER_BYTES) {
+        size_t n = size - at < BUFFER_BYTES ? (size_t)(size - at) : BUFFER_BYTES;
+        struct buffer *b = take_buffer(c, err);
+        if (!b) {
+            return -1;
+        }
+        memcpy(b->host, from + at, n);
+        if (send_buffer(c, b, to + at, n, err) < 0 ||
+            cuda_check(cudaEventRecord(b->done, c->stream), "upload", err) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* All rows, whole groups at a time: import has seen that a group fits a buffer. */
 static int upload_rows(struct cuda_backend *c, const struct cuda_tensor *own, struct err *err)
 {
     const struct weights_tensor *t = &own->from;
     uint64_t row_bytes = own->row_bytes, m = t->ne[1];
-    uint64_t at_once = CHUNK_BYTES / row_bytes / GROUP_ROWS * GROUP_ROWS;
-    at_once = at_once < GROUP_ROWS ? GROUP_ROWS : at_once < m ? at_once : round_up(m, GROUP_ROWS);
-    uint8_t *chunk = (uint8_t *)malloc(at_once * row_bytes), *row = (uint8_t *)malloc(row_bytes);
-    uint8_t *staged = (uint8_t *)cuda_alloc(&c->base, at_once * row_bytes, err), *to = own->device;
-    int rc = staged ? 0 : -1;
-    if (rc == 0 && (!chunk || !row)) {
-        rc = err_set(err, ERR_NO_MEMORY, "a chunk of rows");
-    }
+    uint64_t at_once = BUFFER_BYTES / row_bytes / GROUP_ROWS * GROUP_ROWS;
+    uint8_t *row = (uint8_t *)malloc(row_bytes), *to = own->device;
+    int rc = row ? 0 : err_set(err, ERR_NO_MEMORY, "a row");
     for (uint64_t i = 0, n; rc == 0 && i < m * t->ne[2]; i += n) {
+        struct buffer *b = take_buffer(c, err);
+        if (!b) {
+            rc = -1;
+            break;
+        }
         n = m - i % m < at_once ? m - i % m : at_once;
-        gather_rows(own, i, n, row, chunk);
-        rc = c->base.ops->upload(&c->base, staged, chunk, n * row_bytes, err);
-        if (rc == 0 && own->group_bytes) {
-            rc = cuda_relay(c, t->dtype, staged, row_bytes, (uint32_t)n, (uint32_t)t->ne[0], to,
-                            err);
+        gather_rows(own, i, n, row, b->host);
+        if (own->group_bytes) {
+            rc = send_buffer(c, b, b->device, n * row_bytes, err);
+            rc = rc == 0 ? cuda_relay(c, t->dtype, b->device, row_bytes, (uint32_t)n,
+                                      (uint32_t)t->ne[0], to, err)
+                         : rc;
             to += round_up(n, GROUP_ROWS) / GROUP_ROWS * own->group_bytes;
-        } else if (rc == 0) {
-            rc = cuda_check(
-                cudaMemcpyAsync(to, staged, n * row_bytes, cudaMemcpyDeviceToDevice, c->stream),
-                "rows", err);
+        } else {
+            rc = send_buffer(c, b, to, n * row_bytes, err);
             to += n * row_bytes;
         }
+        rc = rc == 0 ? cuda_check(cudaEventRecord(b->done, c->stream), "upload", err) : rc;
     }
-    rc = rc == 0 ? cuda_finish(&c->base, err) : rc;
-    cuda_free(&c->base, staged);
-    free(chunk);
     free(row);
     return rc;
 }
@@ -127,7 +208,7 @@ static int upload_tensor(struct cuda_backend *c, const struct cuda_tensor *own, 
     if (own->group_bytes || own->from.layout == WEIGHTS_LAYOUT_ROWS16) {
         return upload_rows(c, own, err);
     }
-    return c->base.ops->upload(&c->base, own->device, own->from.data, own->row_bytes * n_rows, err);
+    return upload_bytes(c, own->device, own->from.data, own->row_bytes * n_rows, err);
 }
 
 int cuda_import_experts(struct backend *b, const struct weights_tensor *const *tensors, uint32_t n,
@@ -144,6 +225,11 @@ int cuda_import_experts(struct backend *b, const struct weights_tensor *const *t
         return err_wrap(err, "tensor %s", t->name);
     }
     uint64_t group_bytes = cuda_group_bytes(t->dtype, t->ne[0]);
+    if ((group_bytes || t->layout == WEIGHTS_LAYOUT_ROWS16) &&
+        row_bytes > BUFFER_BYTES / GROUP_ROWS) {
+        return err_set(err, ERR_UNSUPPORTED, "tensor %s: rows of %llu bytes, at most %zu", t->name,
+                       (unsigned long long)row_bytes, BUFFER_BYTES / GROUP_ROWS);
+    }
     uint64_t expert_bytes = group_bytes ? round_up(t->ne[1], GROUP_ROWS) / GROUP_ROWS * group_bytes
                                         : row_bytes * t->ne[1];
     uint64_t bytes = expert_bytes * t->ne[2];
@@ -184,10 +270,12 @@ int cuda_import(struct backend *b, const struct weights_tensor *t, struct matrix
     return cuda_import_experts(b, &t, 1, NULL, m, err);
 }
 
-int cuda_arrived(struct backend *b, uint64_t data_end, struct err *err)
+int cuda_arrived(struct backend *b, const uint8_t *base, size_t size_bytes, uint64_t data_end,
+                 struct err *err)
 {
     for (struct cuda_tensor *own = cuda_of(b)->tensors; own; own = own->next) {
-        if (!own->there && own->from.data_end <= data_end) {
+        bool ours = (uintptr_t)own->from.data - (uintptr_t)base < size_bytes;
+        if (ours && !own->there && own->from.data_end <= data_end) {
             if (upload_tensor(cuda_of(b), own, err) < 0) {
                 return err_wrap(err, "tensor %s", own->from.name);
             }

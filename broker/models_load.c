@@ -284,7 +284,7 @@ bool models_on_note(struct broker *b, uint32_t child, uint32_t code, uint64_t va
         if (m->loader != child || !child) {
             continue;
         }
-        m->watch.loader_quiet_ms = m->watch.loader_asked_ms = 0;
+        m->watch.loader_quiet_ms = 0;
         switch (code) {
         case CHANNEL_NOTE_HEADER:
             head_accepted(b, m, value, text);

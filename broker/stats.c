@@ -150,6 +150,14 @@ static void add_models(struct broker *b, Hearth__Status *s, bool all)
         info->error = message_str(m->error.text);
         info->has_n_requests = true;
         info->n_requests = m->n_waiting + m->n_running;
+        struct watch_loading loading;
+        info->has_loading_bytes = info->has_loading_of = info->has_loading_rate =
+            m->state == MODEL_LOADING && watch_loading(b, m, &loading);
+        if (info->has_loading_of) {
+            info->loading_bytes = loading.bytes;
+            info->loading_of = loading.of;
+            info->loading_rate = loading.rate;
+        }
     }
     for (uint32_t i = 0; all && i < b->catalog.n_files; i++) {
         bool shown = false;

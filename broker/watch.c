@@ -192,16 +192,61 @@ static void look_at_worker(struct broker *b, struct worker *w)
 
 /* ---- loaders ---- */
 
+bool watch_loading(const struct broker *b, const struct model *m, struct watch_loading *out)
+{
+    const struct watch_model *t = &m->watch;
+    struct weights_header header;
+    if (t->weights_fd <= 0 ||
+        pread(t->weights_fd, &header, sizeof header, 0) != (ssize_t)sizeof header ||
+        header.magic != WEIGHTS_MAGIC) {
+        return false;
+    }
+    uint64_t bytes = atomic_load(&header.watermark);
+    uint64_t ms = t->begun_ms && b->now_ms > t->begun_ms ? b->now_ms - t->begun_ms : 0;
+    out->of = header.data_bytes;
+    out->bytes = bytes < out->of ? bytes : out->of; /* another process's word */
+    out->rate = ms && out->bytes > t->begun_at ? (out->bytes - t->begun_at) * 1000 / ms : 0;
+    return true;
+}
+
+/* A dropped segment would keep its memory as long as its descriptor is open. */
+static void let_go_of_weights(struct watch_model *t)
+{
+    if (t->weights_fd > 0) {
+        close(t->weights_fd);
+    }
+    t->weights_fd = 0;
+    t->begun_ms = t->begun_at = t->watermark = 0;
+}
+
+/* Whether bytes have come since the last look. The descriptor is asked for until it is there. */
+static void look_at_weights(struct broker *b, struct model *m)
+{
+    struct watch_model *t = &m->watch;
+    struct watch_loading now;
+    if (t->weights_fd > 0 && watch_loading(b, m, &now)) {
+        if (now.bytes != t->watermark) {
+            t->watermark = now.bytes;
+            t->loader_quiet_ms = 0;
+        }
+    } else if (t->weights_fd == 0 && m->header) {
+        struct channel_msg take = { .op = CHANNEL_TAKE, .segment = m->segment };
+        keeper_line_ask(b->keeper, &take, NULL, 0, KEEPER_TAKE_WATERMARK, m->number, m->segment);
+    }
+}
+
 static void look_at_loader(struct broker *b, struct model *m)
 {
     struct watch_model *t = &m->watch;
     if (m->state != MODEL_LOADING || !m->loader || m->adopting) {
         t->loader = 0;
+        let_go_of_weights(t);
         return;
     }
     if (t->loader != m->loader) {
+        let_go_of_weights(t);
         t->loader = m->loader;
-        t->loader_quiet_ms = t->loader_asked_ms = t->watermark = 0;
+        t->loader_quiet_ms = 0;
         t->loader_killed = false;
         t->looked_ms = b->now_ms;
     }
@@ -211,6 +256,7 @@ static void look_at_loader(struct broker *b, struct model *m)
     if (b->now_ms - t->looked_ms >= WATCH_TURN_MS) {
         t->loader_quiet_ms += counted(b->now_ms, t->looked_ms);
         t->looked_ms = b->now_ms;
+        look_at_weights(b, m);
     }
     if (t->loader_quiet_ms > WATCH_LOADER_MS) {
         struct channel_msg kill = { .op = CHANNEL_KILL, .child = m->loader, .value = SIGKILL };
@@ -218,10 +264,6 @@ static void look_at_loader(struct broker *b, struct model *m)
                  WATCH_LOADER_MS / 1000);
         t->loader_killed = true;
         keeper_line_ask(b->keeper, &kill, NULL, 0, KEEPER_NOTHING, 0, 0);
-    } else if (m->header && t->loader_quiet_ms >= t->loader_asked_ms + WATCH_LOADER_ASKS) {
-        struct channel_msg take = { .op = CHANNEL_TAKE, .segment = m->segment };
-        t->loader_asked_ms = t->loader_quiet_ms;
-        keeper_line_ask(b->keeper, &take, NULL, 0, KEEPER_TAKE_WATERMARK, m->number, m->segment);
     }
     broker_alarm(b, b->now_ms + WATCH_TURN_MS);
 }
@@ -230,13 +272,15 @@ void watch_on_weights(struct broker *b, uint64_t number, uint64_t segment, int f
                       const struct err *err)
 {
     struct model *m = models_find_number(&b->models, number);
-    struct weights_header header;
-    if (m && m->segment == segment && err->code == ERR_NONE &&
-        pread(fd, &header, sizeof header, 0) == (ssize_t)sizeof header) {
-        uint64_t watermark = atomic_load(&header.watermark);
-        if (watermark != m->watch.watermark) {
-            m->watch.watermark = watermark;
-            m->watch.loader_quiet_ms = m->watch.loader_asked_ms = 0;
+    struct watch_loading now;
+    if (m && m->segment == segment && m->watch.loader && m->watch.weights_fd == 0 && fd >= 0 &&
+        err->code == ERR_NONE) {
+        struct watch_model *t = &m->watch;
+        t->weights_fd = fcntl(fd, F_DUPFD_CLOEXEC, 1);
+        if (watch_loading(b, m, &now)) {
+            t->watermark = t->begun_at = now.bytes;
+            t->begun_ms = b->now_ms;
+            t->loader_quiet_ms = 0;
         }
     }
     if (fd >= 0) {
@@ -261,5 +305,6 @@ void watch_clear(struct broker *b)
 {
     for (uint32_t i = 0; i < b->models.n; i++) {
         unmap(&b->models.list[i]->watch);
+        let_go_of_weights(&b->models.list[i]->watch);
     }
 }

@@ -14,15 +14,15 @@
 #include "proto/err.h"
 
 struct broker;
+struct model;
 
-#define WATCH_TURN_MS     500   /* looks this often; what one turn may count */
-#define WATCH_QUIET_MS    5000  /* a step of no model hearth serves has a layer of this length */
-#define WATCH_LAYERS      50    /* or so many medians, whichever is longer */
-#define WATCH_BIND_MS     60000 /* taking or leaving a model, and what its bytes need: */
-#define WATCH_BIND_RATE   (64 << 10) /* bytes a ms: the slowest memory that we believe in */
-#define WATCH_LOADER_MS   60000      /* a loader without a note or a byte */
-#define WATCH_LOADER_ASKS 5000       /* its bytes are looked at this often while it says nothing */
-#define WATCH_SAMPLES     15         /* layers timed; their median counts */
+#define WATCH_TURN_MS   500        /* looks this often; what one turn may count */
+#define WATCH_QUIET_MS  5000       /* a step of no model hearth serves has a layer of this length */
+#define WATCH_LAYERS    50         /* or so many medians, whichever is longer */
+#define WATCH_BIND_MS   60000      /* taking or leaving a model, and what its bytes need: */
+#define WATCH_BIND_RATE (64 << 10) /* bytes a ms: the slowest memory that we believe in */
+#define WATCH_LOADER_MS 60000      /* a loader without a note or a byte */
+#define WATCH_SAMPLES   15         /* layers timed; their median counts */
 
 /* Of a worker. */
 struct watch_worker {
@@ -43,7 +43,9 @@ struct watch_model {
     uint32_t bind;                    /* as last seen */
     uint64_t bind_quiet_ms;
     uint32_t loader; /* whom the rest is about */
-    uint64_t watermark, loader_quiet_ms, loader_asked_ms;
+    int weights_fd;  /* of the segment that it fills; 0: none, or not given yet */
+    uint64_t watermark, loader_quiet_ms;
+    uint64_t begun_ms, begun_at; /* when its bytes were first looked at, and how many there were */
     uint64_t looked_ms;
     bool loader_killed; /* by us: its death is a fault */
 };
@@ -55,9 +57,18 @@ void watch_act(struct broker *b);
 void watch_on_state(struct broker *b, uint64_t number, uint64_t segment, int fd,
                     const struct err *err);
 
-/* The keeper gave a weights segment whose loader says nothing: how far has it come? fd is taken. */
+/* The keeper gave a weights segment that is being filled. fd is taken. */
 void watch_on_weights(struct broker *b, uint64_t number, uint64_t segment, int fd,
                       const struct err *err);
+
+/* How far a model's loader has come. */
+struct watch_loading {
+    uint64_t bytes, of; /* of the data: what is there, of how much */
+    uint64_t rate;      /* bytes a second since it was first looked at; 0: not known yet */
+};
+
+/* false: it is not being read, or its head is not known yet. */
+bool watch_loading(const struct broker *b, const struct model *m, struct watch_loading *out);
 
 /* Unmaps what is mapped. */
 void watch_clear(struct broker *b);

@@ -69,6 +69,13 @@ static struct json *model_json(const Hearth__ModelInfo *m)
     if (m->has_ctx) {
         set_int(o, "ctx", m->ctx);
     }
+    if (m->has_loading_of) {
+        struct json *loading = json_new_object();
+        set_int(loading, "bytes", m->loading_bytes);
+        set_int(loading, "of", m->loading_of);
+        set_int(loading, "bytes_per_s", m->loading_rate);
+        json_set(o, "loading", loading);
+    }
     json_set(o, "pinned", json_new_bool(m->pinned));
     set_int(o, "requests", m->n_requests);
     struct json *aliases = json_new_array();

@@ -30,6 +30,19 @@ static struct json *copy_str(const struct json *value)
     return json_new_str(text, len);
 }
 
+/* {"fraction", "bytes", "of", "bytes_per_s"} of a model that is being read. */
+static struct json *loading_json(const struct json *loading)
+{
+    static const char *const keys[] = { "bytes", "of", "bytes_per_s" };
+    struct json *o = json_new_object();
+    double of = (double)json_as_int(json_find(loading, "of"));
+    json_set(o, "fraction", json_new_double((double)json_as_int(json_find(loading, "bytes")) / of));
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        json_set(o, keys[i], json_new_int(json_as_int(json_find(loading, keys[i]))));
+    }
+    return o;
+}
+
 /* id: the model's name, or one of its aliases. */
 static struct json *model_json(const struct json *model, const struct json *id)
 {
@@ -49,6 +62,10 @@ static struct json *model_json(const struct json *model, const struct json *id)
     json_set(status, "value", json_new_str(value, strlen(value)));
     if (json_find(model, "error")) {
         json_set(status, "error", copy_str(json_find(model, "error")));
+    }
+    const struct json *loading = json_find(model, "loading");
+    if (json_as_int(json_find(loading, "of")) > 0) {
+        json_set(status, "progress", loading_json(loading));
     }
     json_set(o, "status", status);
     if (json_find(model, "ctx")) {
@@ -144,19 +161,24 @@ static const struct field wish_fields[] = {
     { 0 },
 };
 
-/* {"model", "status": {"value"}, "elapsed_ms"} */
-static struct json *progress_json(const char *model, const char *value, uint64_t ms)
+/* {"model", "status": {"value", "progress" while it is read}, "elapsed_ms"}. progress is taken; NULL: none. */
+static struct json *progress_json(const char *model, const char *value, struct json *progress,
+                                  uint64_t ms)
 {
     struct json *o = json_new_object(), *status = json_new_object();
     json_set(o, "model", text_json(model, strlen(model)));
     json_set(status, "value", json_new_str(value, strlen(value)));
+    if (progress) {
+        json_set(status, "progress", progress);
+    }
     json_set(o, "status", status);
     json_set(o, "elapsed_ms", json_new_int((int64_t)ms));
     return o;
 }
 
-/* What a model is just now, in llama.cpp's words; "unloaded" when nobody can say. */
-static const char *look_at(struct hearth *h, const char *model)
+/* What a model is just now, in llama.cpp's words; "unloaded" when nobody can say. *progress: how far it is read, the
+ * caller's; NULL when it is not being read. */
+static const char *look_at(struct hearth *h, const char *model, struct json **progress)
 {
     struct hearth_error error;
     struct err err;
@@ -164,7 +186,9 @@ static const char *look_at(struct hearth *h, const char *model)
     char *text = hearth_status(h, true, &error);
     struct json *status = text ? json_parse(text, strlen(text), &err) : NULL;
     struct json *one = models_of(status, NULL, model);
+    const struct json *loading = json_find(json_find(one, "status"), "progress");
     const char *now = json_as_str(json_find(json_find(one, "status"), "value"), NULL);
+    *progress = loading ? loading_json(loading) : NULL;
     static const char *const words[] = { "loaded", "loading", "sleeping" };
     for (size_t i = 0; one && i < sizeof words / sizeof words[0]; i++) {
         value = strcmp(now, words[i]) == 0 ? words[i] : value; /* its text dies with the answer */
@@ -175,7 +199,7 @@ static const char *look_at(struct hearth *h, const char *model)
     return value;
 }
 
-/* Loads, and says in a stream how that goes: an event for each change, and one a second. */
+/* Loads, and says in a stream how that goes: an event for each look while it is read, for each change, and one a second. */
 static int load(struct exchange *x, struct hearth *h, const struct wish *wish, struct problem *p)
 {
     struct sse sse = { .x = x };
@@ -188,21 +212,23 @@ static int load(struct exchange *x, struct hearth *h, const struct wish *wish, s
     }
     while ((got = hearth_load_next(h, wish->stream ? LOAD_LOOK_MS : -1, &error)) ==
            HEARTH_TIMEOUT) {
-        const char *value = look_at(h, wish->model);
+        struct json *progress;
+        const char *value = look_at(h, wish->model, &progress);
         uint64_t now = exchange_now_ms();
-        if (strcmp(value, said) != 0 || now - said_ms >= 1000) {
-            said = value;
-            said_ms = now;
-            if (sse_json(&sse, progress_json(wish->model, value, now - begun)) < 0) {
-                return problem_set(p, 499, NULL, NULL, "the client left");
-            }
+        if (strcmp(value, said) == 0 && now - said_ms < 1000 && !progress) {
+            continue;
+        }
+        said = value;
+        said_ms = now;
+        if (sse_json(&sse, progress_json(wish->model, value, progress, now - begun)) < 0) {
+            return problem_set(p, 499, NULL, NULL, "the client left");
         }
     }
     if (got != HEARTH_TOKEN) {
         return problem_of_error(p, &error);
     }
     if (wish->stream) {
-        sse_json(&sse, progress_json(wish->model, "loaded", exchange_now_ms() - begun));
+        sse_json(&sse, progress_json(wish->model, "loaded", NULL, exchange_now_ms() - begun));
     }
     return 0;
 }
@@ -215,7 +241,7 @@ static int unload(struct exchange *x, struct hearth *h, const struct wish *wish,
         return problem_of_error(p, &error);
     }
     if (wish->stream) {
-        sse_json(&sse, progress_json(wish->model, "unloaded", 0));
+        sse_json(&sse, progress_json(wish->model, "unloaded", NULL, 0));
     }
     return 0;
 }

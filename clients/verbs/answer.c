@@ -5,6 +5,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clients/verbs/bar.h"
 #include "proto/base64.h"
 #include "proto/json.h"
 #include "proto/utf8.h"
@@ -175,8 +176,13 @@ struct answer answer_follow(struct verb *v, struct hearth_request *r, struct ans
     struct times times = { .started_ms = started_ms };
     struct hearth_token t = { 0 };
     struct hearth_error error;
+    struct bar bar = bar_open(v, hearth_info(r)->model);
     for (;;) {
-        switch (hearth_next(r, &t, -1, &error)) {
+        enum hearth_result got = hearth_next(r, &t, bar_wait_ms(&bar), &error);
+        if (got != HEARTH_TIMEOUT) {
+            bar_close(&bar);
+        }
+        switch (got) {
         case HEARTH_TOKEN:
             one_token(&a, &times, &t, style);
             break;
@@ -190,6 +196,7 @@ struct answer answer_follow(struct verb *v, struct hearth_request *r, struct ans
             hearth_cancel(r, NULL);
             break;
         case HEARTH_TIMEOUT:
+            bar_draw(&bar);
             break;
         case HEARTH_FAILED:
             fprintf(stderr, "hearth %s: %s\n", v->program->verb, error.text);

@@ -1,5 +1,5 @@
 /* hearth load: loads models and waits until they are there. */
-#include "clients/verbs/verb.h"
+#include "clients/verbs/bar.h"
 
 static const struct program program = {
     "load",
@@ -23,7 +23,15 @@ int main(int argc, char **argv)
     verb_open(&v);
     for (int i = 0; i < n; i++) {
         struct hearth_error error;
-        if (hearth_load(v.h, argv[i], pin, &error) < 0) {
+        struct bar bar = bar_open(&v, argv[i]);
+        enum hearth_result got = HEARTH_FAILED;
+        if (hearth_load_begin(v.h, argv[i], pin, &error) == 0) {
+            while ((got = hearth_load_next(v.h, bar_wait_ms(&bar), &error)) == HEARTH_TIMEOUT) {
+                bar_draw(&bar);
+            }
+        }
+        bar_close(&bar);
+        if (got != HEARTH_TOKEN) {
             fprintf(stderr, "hearth load: %s\n", error.text);
             code = error.exit_code;
         } else if (v.json) {

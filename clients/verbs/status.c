@@ -59,7 +59,13 @@ static void print_status(const struct json *s)
     const struct json *models = json_find(s, "models");
     for (size_t i = 0; i < json_len(models); i++) {
         const struct json *one = json_at(models, i);
-        printf("model    %s: %s%s%s\n", look_str(one, "name"), look_str(one, "state"),
+        const struct json *loading = json_find(one, "loading");
+        char percent[32] = "";
+        if (look_int(loading, "of") > 0) {
+            snprintf(percent, sizeof percent, " %.0f %%",
+                     100.0 * (double)look_int(loading, "bytes") / (double)look_int(loading, "of"));
+        }
+        printf("model    %s: %s%s%s%s\n", look_str(one, "name"), look_str(one, "state"), percent,
                *look_str(one, "error") ? ", " : "", look_str(one, "error"));
     }
     printf("requests %zu\n", json_len(json_find(s, "requests")));

@@ -258,13 +258,12 @@ static int set_key(struct config *c, const char *key, const char *value, bool *k
         return take_text(c->http, sizeof c->http, value, err);
     }
     if (strcmp(key, "http_key") == 0) {
-        if (strlen(value) != CONFIG_KEY_HEX ||
-            strspn(value, "0123456789abcdef") != CONFIG_KEY_HEX) {
-            return err_set(err, ERR_USAGE,
-                           "this is no key's hash; `hearth-http --new-key` makes both");
+        struct http_key ignored; /* the gateway reads it again */
+        if (http_key_parse(value, &ignored, err) < 0) {
+            return -1;
         }
-        if (c->n_http_keys == CONFIG_KEYS_MAX) {
-            return err_set(err, ERR_USAGE, "more than %d keys", CONFIG_KEYS_MAX);
+        if (c->n_http_keys == HTTP_KEYS_MAX) {
+            return err_set(err, ERR_USAGE, "more than %d keys", HTTP_KEYS_MAX);
         }
         strcpy(c->http_keys[c->n_http_keys++], value);
         return 0;

@@ -8,14 +8,13 @@
 #include <sys/types.h>
 
 #include "proto/err.h"
+#include "proto/http_key.h"
 #include "proto/limits.h"
 
 #define CONFIG_DIRS_MAX    16   /* model directories */
 #define CONFIG_ALIASES_MAX 128  /* [alias NAME] sections */
 #define CONFIG_PATH_BYTES  4096 /* PATH_MAX */
 #define CONFIG_USERS_MAX   64   /* [user NAME] sections */
-#define CONFIG_KEYS_MAX    16   /* API keys: their hashes fit the gateway's arguments */
-#define CONFIG_KEY_HEX     64   /* digits of one hash */
 #define CONFIG_WORD_BYTES  64   /* device, KV type, address */
 
 /* What an alias says beyond the file it names. The `has` bits tell which sampling fields were given. */
@@ -94,7 +93,7 @@ struct config {
     uint32_t min_residency_s;          /* a model that was wanted stays at least so long */
     uint32_t swap_wait_max_s;          /* who waits longer gets the room of a model at work */
     char http[CONFIG_WORD_BYTES];
-    char http_keys[CONFIG_KEYS_MAX][CONFIG_KEY_HEX + 1]; /* hashes of the gateway's keys */
+    char http_keys[HTTP_KEYS_MAX][HTTP_KEY_LINE_BYTES]; /* the gateway's, as their lines are */
     uint32_t n_http_keys;
     struct config_limits limits; /* of everybody without a section */
     struct config_user *users;   /* owned */

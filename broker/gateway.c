@@ -1,5 +1,6 @@
 #include "broker/gateway.h"
 
+#include <assert.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -28,6 +29,11 @@ static void add_arg(struct channel_msg *msg, const char *arg)
     }
 }
 
+static_assert(sizeof "--listen" + CONFIG_WORD_BYTES +
+                      HTTP_KEYS_MAX * (sizeof "--key" + HTTP_KEY_LINE_BYTES) <=
+                  LIMIT_ARGV_BYTES,
+              "as many keys as there may be, with all that a line may hold");
+
 static void spawn(struct broker *b)
 {
     struct gateway *g = &b->gateway;
@@ -36,7 +42,7 @@ static void spawn(struct broker *b)
     add_arg(&msg, "--listen");
     add_arg(&msg, g->address);
     for (uint32_t i = 0; i < b->config.n_http_keys; i++) {
-        add_arg(&msg, "--key-hash");
+        add_arg(&msg, "--key");
         add_arg(&msg, b->config.http_keys[i]);
     }
     broker_random(msg.token, sizeof msg.token);

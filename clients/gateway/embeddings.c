@@ -183,6 +183,7 @@ static int embed(struct exchange *x, struct hearth *h, const struct raw *raw, st
                              "'dimensions' is %lld, the model has %llu", raw->dimensions.value,
                              (unsigned long long)m.n_cols);
     } else {
+        exchange_spend(x, (uint32_t)in->n_ids);
         exchange_reply_json(x, 200, answer_json(raw, in, &m, base64));
     }
     hearth_matrix_free(&m);

@@ -35,6 +35,7 @@ void exchange_unref(struct exchange **xp)
     if (refs > 0) {
         return;
     }
+    exchange_worked(x); /* nobody answered it: its client left before its turn */
     pthread_mutex_destroy(&x->lock);
     pthread_cond_destroy(&x->completed);
     if (x->body) {
@@ -85,6 +86,29 @@ bool exchange_delivered(struct exchange *x)
     bool delivered = !x->connection && x->delivered;
     pthread_mutex_unlock(&x->lock);
     return delivered;
+}
+
+const char *exchange_flow(const struct exchange *x)
+{
+    return x->quota ? x->quota->flow : NULL;
+}
+
+void exchange_spend(struct exchange *x, uint32_t n_tokens)
+{
+    if (x->quota) {
+        quota_spend(x->quota, n_tokens, exchange_now_ms());
+    }
+}
+
+void exchange_worked(struct exchange *x)
+{
+    pthread_mutex_lock(&x->lock);
+    bool counts = x->counts;
+    x->counts = false;
+    pthread_mutex_unlock(&x->lock);
+    if (counts) {
+        quota_end(x->quota);
+    }
 }
 
 const char *exchange_rest(const struct exchange *x)
@@ -157,6 +181,7 @@ static bool append(struct exchange *x, const void *data, size_t len)
 void exchange_reply(struct exchange *x, unsigned status, const char *type, const void *body,
                     size_t len)
 {
+    exchange_worked(x);
     pthread_mutex_lock(&x->lock);
     if (x->status == 0) {
         x->status = append(x, body, len) ? status : 500;
@@ -218,6 +243,7 @@ int exchange_write(struct exchange *x, const void *data, size_t len)
 
 void exchange_close(struct exchange *x)
 {
+    exchange_worked(x);
     pthread_mutex_lock(&x->lock);
     x->done = true;
     server_ring(x);

@@ -60,6 +60,7 @@ static int submit(struct run *r, struct choice *c, struct problem *p)
     ask.id = id;
     ask.detach =
         true; /* a dead gateway's streams go on; clients that leave are cancelled by hand */
+    ask.flow = exchange_flow(r->x);
     ask.prompt = prompt->at;
     ask.prompt_len = prompt->len;
     ask.sampling.seed += c->index % g->n;
@@ -77,6 +78,7 @@ static int submit(struct run *r, struct choice *c, struct problem *p)
     c->begun = true;
     if (c->index % g->n == 0) {
         r->all.end.n_prompt += hearth_info(c->request)->n_prompt;
+        exchange_spend(r->x, hearth_info(c->request)->n_prompt);
     }
     metrics_begin(hearth_info(c->request)->n_prompt);
     return 0;
@@ -170,6 +172,7 @@ static int read_tokens(struct run *r, struct hearth_request **ended, struct prob
         }
         struct choice *c = &r->list[which[at]];
         int status = choice_take(&r->all, c, &token, p);
+        exchange_spend(r->x, token.has_token);
         if (token.ended) {
             ended[c->index] = c->request;
             c->request = NULL;
@@ -244,6 +247,7 @@ void generate(struct exchange *x, struct hearth *h, const struct generation *g,
         struct generate_end *end = &r.all.end;
         end->prompt_ms = end->n_tokens ? r.all.first_ms - r.all.asked_ms : 0;
         end->predicted_ms = r.all.last_ms - r.all.first_ms;
+        exchange_worked(x);
         result = events->end(events->context, end) < 0
                      ? problem_set(p, 499, NULL, NULL, "the client left")
                      : 0;

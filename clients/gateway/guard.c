@@ -9,36 +9,33 @@
 
 #include "clients/gateway/problem.h"
 
-static void hash_of(const char *key, size_t len, uint8_t hash[GUARD_HASH_BYTES])
+static void hash_of(const char *key, size_t len, uint8_t hash[HTTP_KEY_HASH_BYTES])
 {
-    crypto_generichash(hash, GUARD_HASH_BYTES, (const unsigned char *)key, len, NULL, 0);
+    crypto_generichash(hash, HTTP_KEY_HASH_BYTES, (const unsigned char *)key, len, NULL, 0);
 }
 
-int guard_add(struct guard *g, const char *hex, struct err *err)
+int guard_add(struct guard *g, const char *line, struct err *err)
 {
-    size_t n = 0;
-    if (g->n_keys == GUARD_KEYS_MAX) {
-        return err_set(err, ERR_USAGE, "more than %d keys", GUARD_KEYS_MAX);
+    struct http_key key;
+    if (g->n_keys == HTTP_KEYS_MAX) {
+        return err_set(err, ERR_USAGE, "more than %d keys", HTTP_KEYS_MAX);
     }
-    if (sodium_hex2bin(g->hashes[g->n_keys], GUARD_HASH_BYTES, hex, strlen(hex), NULL, &n, NULL) <
-            0 ||
-        n != GUARD_HASH_BYTES || strlen(hex) != 2 * GUARD_HASH_BYTES) {
-        return err_set(err, ERR_USAGE, "a key's hash has %d hexadecimal digits",
-                       2 * GUARD_HASH_BYTES);
+    if (http_key_parse(line, &key, err) < 0) {
+        return -1;
     }
-    g->n_keys++;
+    quota_init(&g->keys[g->n_keys++], &key);
     return 0;
 }
 
-void guard_new_key(char key[64], char hex[2 * GUARD_HASH_BYTES + 1])
+void guard_new_key(char key[64], char hex[2 * HTTP_KEY_HASH_BYTES + 1])
 {
-    uint8_t random[32], hash[GUARD_HASH_BYTES];
+    uint8_t random[32], hash[HTTP_KEY_HASH_BYTES];
     randombytes_buf(random, sizeof random);
     strcpy(key, "hearth-");
     sodium_bin2base64(key + 7, 64 - 7, random, sizeof random,
                       sodium_base64_VARIANT_URLSAFE_NO_PADDING);
     hash_of(key, strlen(key), hash);
-    sodium_bin2hex(hex, 2 * GUARD_HASH_BYTES + 1, hash, sizeof hash);
+    sodium_bin2hex(hex, 2 * HTTP_KEY_HASH_BYTES + 1, hash, sizeof hash);
     sodium_memzero(random, sizeof random);
 }
 
@@ -85,12 +82,12 @@ int guard_host(const struct guard *g, const char *host, const char *origin, stru
     return 0;
 }
 
-int guard_key(const struct guard *g, const char *authorization, const char *x_api_key,
+int guard_key(struct guard *g, const char *authorization, const char *x_api_key, struct quota **who,
               struct problem *p)
 {
-    uint8_t hash[GUARD_HASH_BYTES];
+    uint8_t hash[HTTP_KEY_HASH_BYTES];
     const char *key = x_api_key ? x_api_key : "";
-    int found = 0;
+    *who = NULL;
     if (g->n_keys == 0) {
         return 0; /* clients insist on sending one: any is welcome */
     }
@@ -102,9 +99,11 @@ int guard_key(const struct guard *g, const char *authorization, const char *x_ap
     hash_of(key, len, hash);
     /* Every hash is compared, in time that tells nothing. */
     for (size_t i = 0; i < g->n_keys; i++) {
-        found |= sodium_memcmp(hash, g->hashes[i], sizeof hash) == 0;
+        if (sodium_memcmp(hash, g->keys[i].key.hash, sizeof hash) == 0) {
+            *who = &g->keys[i];
+        }
     }
-    if (!found || len == GUARD_KEY_BYTES) {
+    if (!*who || len == GUARD_KEY_BYTES) {
         return problem_set(p, 401, NULL, "invalid_api_key",
                            *key ? "this API key is not known here"
                                 : "an API key is wanted: Authorization: Bearer KEY");

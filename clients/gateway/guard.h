@@ -5,29 +5,29 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "clients/gateway/quota.h"
 #include "proto/err.h"
 
-#define GUARD_KEYS_MAX   16
-#define GUARD_HASH_BYTES 32  /* BLAKE2b-256 of the key */
-#define GUARD_KEY_BYTES  256 /* longest key that is looked at */
+#define GUARD_KEY_BYTES 256 /* longest key that is looked at */
 
 struct guard {
     bool loopback; /* the listener is */
-    uint8_t hashes[GUARD_KEYS_MAX][GUARD_HASH_BYTES];
+    struct quota keys[HTTP_KEYS_MAX];
     size_t n_keys;
 };
 
 struct problem;
 
-/* A hash in hex. ERR_USAGE. */
-int guard_add(struct guard *g, const char *hex, struct err *err);
+/* A key's line (proto/http_key.h). ERR_USAGE. */
+int guard_add(struct guard *g, const char *line, struct err *err);
 
 /* A new random key ("hearth-" and 43 characters) and its hash in hex. */
-void guard_new_key(char key[64], char hex[2 * GUARD_HASH_BYTES + 1]);
+void guard_new_key(char key[64], char hex[2 * HTTP_KEY_HASH_BYTES + 1]);
 
 /* The headers as they came, NULL where absent. 0, or -1 with a problem (401 or 403). */
 int guard_host(const struct guard *g, const char *host, const char *origin, struct problem *p);
-int guard_key(const struct guard *g, const char *authorization, const char *x_api_key,
+/* *who: what the key that was shown may have, borrowed; NULL when no key is wanted. */
+int guard_key(struct guard *g, const char *authorization, const char *x_api_key, struct quota **who,
               struct problem *p);
 
 /* A page of this machine: "http://localhost:3000". */

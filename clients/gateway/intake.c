@@ -113,7 +113,7 @@ static int check_ids(struct exchange *x, struct problem *p)
 {
     const char *key = header_of(x->connection, "Idempotency-Key"),
                *last = header_of(x->connection, "Last-Event-ID"),
-               *owner = header_of(x->connection, "Authorization");
+               *owner = x->quota ? x->quota->flow : header_of(x->connection, "Authorization");
     if (key && (!*key || strlen(key) > IDS_KEY_BYTES)) {
         return problem_set(p, 400, "Idempotency-Key", "invalid_value",
                            "an Idempotency-Key has 1 to %d bytes", IDS_KEY_BYTES);
@@ -131,7 +131,7 @@ static int check_ids(struct exchange *x, struct problem *p)
 /* What can be said from the headers alone. */
 static int check(struct server *s, struct exchange *x, struct problem *p)
 {
-    const struct guard *guard = s->options.guard;
+    struct guard *guard = s->options.guard;
     const char *origin = header_of(x->connection, "Origin");
     bool found = false;
     if (guard_host(guard, header_of(x->connection, "Host"), origin, p) < 0) {
@@ -144,7 +144,7 @@ static int check(struct server *s, struct exchange *x, struct problem *p)
     x->route = find_route(s, x, &found);
     if ((!x->route || !x->route->no_key) &&
         guard_key(guard, header_of(x->connection, "Authorization"),
-                  header_of(x->connection, "x-api-key"), p) < 0) {
+                  header_of(x->connection, "x-api-key"), &x->quota, p) < 0) {
         return -1;
     }
     if (!x->route) {
@@ -240,6 +240,19 @@ static enum MHD_Result options_answer(struct exchange *x)
     return server_answer(x);
 }
 
+/* A place of its key's, for what a model works on. */
+static int take_place(struct exchange *x, struct problem *p)
+{
+    if (!x->quota || x->route->quick) {
+        return 0;
+    }
+    if (quota_begin(x->quota, exchange_now_ms(), p) < 0) {
+        return -1;
+    }
+    x->counts = true;
+    return 0;
+}
+
 /* The request is whole: a hand gets it. */
 static enum MHD_Result begin(struct server *s, struct exchange *x)
 {
@@ -250,12 +263,16 @@ static enum MHD_Result begin(struct server *s, struct exchange *x)
     if (!x->route) {
         return options_answer(x);
     }
+    struct problem problem;
+    if (take_place(x, &problem) < 0) {
+        problem_reply(x, &problem);
+        return server_answer(x);
+    }
     pthread_mutex_lock(&x->lock);
     x->refs++;
     pthread_mutex_unlock(&x->lock);
     if (!pool_give(x->route->quick ? s->quick : s->pool, x)) {
         struct exchange *not_taken = x;
-        struct problem problem;
         exchange_unref(&not_taken);
         problem_set(&problem, 429, NULL, "busy", "%d requests wait already; again in a second",
                     POOL_QUEUE_MAX);

@@ -65,7 +65,7 @@ static void note(int channel_fd, enum channel_note code, uint64_t value, const c
 
 static int print_new_key(void)
 {
-    char key[64], hex[2 * GUARD_HASH_BYTES + 1];
+    char key[64], hex[2 * HTTP_KEY_HASH_BYTES + 1];
     guard_new_key(key, hex);
     printf("key for clients:         %s\nfor [hearth] in the\nconfiguration file:      http_key = "
            "%s\n",
@@ -73,7 +73,7 @@ static int print_new_key(void)
     return 0;
 }
 
-static int serve(const char *address, const struct option_list *hashes, struct err *err)
+static int serve(const char *address, const struct option_list *keys, struct err *err)
 {
     static struct heritage heritage;
     static struct guard guard;
@@ -81,8 +81,8 @@ static int serve(const char *address, const struct option_list *hashes, struct e
     struct err none;
     int channel_fd = heritage_read(&heritage, &none) == 0 ? HERITAGE_CHANNEL_FD : -1;
     int result = 0;
-    for (int i = 0; i < hashes->n && result == 0; i++) {
-        result = guard_add(&guard, hashes->items[i], err);
+    for (int i = 0; i < keys->n && result == 0; i++) {
+        result = guard_add(&guard, keys->items[i], err);
     }
     if (result == 0) {
         result = listen_open(&listen, address, err);
@@ -111,14 +111,14 @@ static int serve(const char *address, const struct option_list *hashes, struct e
 
 int main(int argc, char **argv)
 {
-    static struct option_list hashes;
+    static struct option_list keys;
     const char *address = "127.0.0.1:4327";
     bool new_key = false;
     int64_t stuck_s = METRICS_STUCK_S;
     struct err err = { 0 };
     const struct option table[] = {
         { "listen", 0, OPTION_STRING, &address, "HOST:PORT", "where to listen; port 0: any", NULL },
-        { "key-hash", 0, OPTION_STRINGS, &hashes, "HEX", "the hash of a key that may ask", NULL },
+        { "key", 0, OPTION_STRINGS, &keys, "LINE", "a key that may ask, as http_key has it", NULL },
         { "stuck", 0, OPTION_INT, &stuck_s, "SECONDS",
           "without a token /health calls the engine stuck", NULL },
         { "new-key", 0, OPTION_FLAG, &new_key, NULL, "print a new key and its hash", NULL },
@@ -141,7 +141,7 @@ int main(int argc, char **argv)
     sigaddset(&signals, SIGHUP);  /* the broker's affair */
     sigaddset(&signals, SIGPIPE); /* a broken line is an error of its call */
     sigprocmask(SIG_BLOCK, &signals, NULL);
-    if (serve(address, &hashes, &err) < 0) {
+    if (serve(address, &keys, &err) < 0) {
         log_warn("%s", err.text);
         return err_exit_code(err.code);
     }

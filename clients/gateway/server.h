@@ -52,7 +52,7 @@ struct server_options {
     const char *run; /* the runtime directory, borrowed */
     const struct route *routes;
     size_t n_routes;
-    const struct guard *guard; /* borrowed */
+    struct guard *guard; /* borrowed */
 };
 
 /* Serves until SIGTERM or the keeper's end. Returns 0, or -1 when it could not begin. */
@@ -65,6 +65,12 @@ const char *exchange_id(const struct exchange *x); /* as x-request-id has it */
 const char *exchange_wanted_id(const struct exchange *x);
 /* The request whose stream the client had up to event *n_events (Last-Event-ID); NULL: none. */
 const char *exchange_last_event(const struct exchange *x, uint64_t *n_events);
+/* Whose fairness it counts for: its key's; NULL: no key was wanted. */
+const char *exchange_flow(const struct exchange *x);
+/* So many tokens more for it, of its key's quota. */
+void exchange_spend(struct exchange *x, uint32_t n_tokens);
+/* No more work for it: its place in its key's quota is free, before its client can know. The answer's end does it, too. */
+void exchange_worked(struct exchange *x);
 /* Waits until the answer, which has ended, went out to the client; false when it did not. */
 bool exchange_delivered(struct exchange *x);
 const char *exchange_rest(const struct exchange *x); /* of a route with a trailing slash */

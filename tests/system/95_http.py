@@ -238,23 +238,59 @@ def health_tells_when_the_engine_is_stuck(house):
             own.terminate()
 
 
-def keys_are_asked_for():
+def new_key():
+    """A key and its hash."""
     program = os.path.join(os.environ.get("HEARTH_BIN", ""), "hearth-http")
     out = subprocess.run([program, "--new-key"], capture_output=True, check=True).stdout.decode()
-    key, digest = re.search(r"hearth-\S+", out).group(), re.search(r"http_key = ([0-9a-f]{64})", out).group(1)
-    done = subprocess.run([program, "--listen", "0.0.0.0:0"], capture_output=True, timeout=60)
-    assert done.returncode == 8 and b"API key" in done.stderr, done
+    return re.search(r"hearth-\S+", out).group(), re.search(r"http_key = ([0-9a-f]{64})", out).group(1)
+
+
+def house_with(*lines):
+    """Not started."""
     house = House(start=False)
     conf = os.path.join(house.base, "hearth.conf")
     with open(conf, "w") as f:
-        f.write("[hearth]\nhttp_key = %s\n" % digest)
+        f.write("[hearth]\n" + "".join("http_key = %s\n" % line for line in lines))
     house.options = ["--config", conf, "--http", "127.0.0.1:0"]
+    return house
+
+
+def keys_are_asked_for():
+    program = os.path.join(os.environ.get("HEARTH_BIN", ""), "hearth-http")
+    key, digest = new_key()
+    done = subprocess.run([program, "--listen", "0.0.0.0:0"], capture_output=True, timeout=60)
+    assert done.returncode == 8 and b"API key" in done.stderr, done
+    house = house_with(digest)
     house.start()
     with house:
         assert call(house, "GET", "/v1/models")[0] == 401 and call(house, "GET", "/health")[0] == 200
         assert call(house, "GET", "/v1/models", headers={"Authorization": "Bearer " + key[:-1]})[0] == 401
         assert call(house, "GET", "/v1/models", headers={"Authorization": "Bearer " + key})[0] == 200
         assert call(house, "GET", "/v1/models", headers={"x-api-key": key})[0] == 200
+
+
+def keys_have_quotas_of_their_own():
+    (one, one_hash), (low, low_hash) = new_key(), new_key()
+    house = house_with(one_hash + " name=one requests=1", low_hash + " name=low tokens_per_minute=6")
+
+    def ask(key, body=CHAT):
+        status, head, answer = call(house, "POST", "/v1/chat/completions", body, {"Authorization": "Bearer " + key})
+        return status, answer.get("error", {}).get("code") if isinstance(answer, dict) else None, head.getheader("Retry-After")
+    house.start()
+    with house:
+        c = connection(house)
+        c.request("POST", "/v1/completions", json.dumps(dict(LONG, stream=True)), {"Authorization": "Bearer " + one})
+        c.getresponse().read(200)
+        assert ask(one) == (429, "key_requests_limit", "1")
+        assert ask(low)[0] == 200  # another key's affair, and more than its minute
+        status, code, after = ask(low)
+        assert (status, code) == (429, "key_tokens_limit") and int(after) > 60, (status, code, after)
+        assert call(house, "GET", "/v1/models", headers={"Authorization": "Bearer " + low})[0] == 200
+        c.sock.shutdown(socket.SHUT_RDWR)
+        c.close()
+        wait_for("its place again", lambda: ask(one)[0] == 200)
+        for streams in (False, True) * 3:  # one after another is one at once
+            assert ask(one, dict(CHAT, stream=streams))[0] == 200
 
 
 def a_taken_port_is_a_warning():
@@ -271,4 +307,4 @@ with House("--http", "127.0.0.1:0") as one:
         chat_whole_and_streamed, a_last_message_goes_on, tools_are_parsed, completions_whole_and_streamed, logprobs, embeddings, the_small_endpoints,
         errors_have_names, who_leaves_is_cancelled, streams_survive_deaths, loading_is_told,
         health_tells_when_the_engine_is_stuck)])
-main(keys_are_asked_for, a_taken_port_is_a_warning)
+main(keys_are_asked_for, keys_have_quotas_of_their_own, a_taken_port_is_a_warning)

@@ -35,7 +35,7 @@ void models_adopt_segment(struct broker *b, uint64_t segment, uint64_t bytes, co
         m = model_of_tag(b, number, "");
         if (m && !m->state_segment) {
             m->state_segment = segment;
-            m->state_bytes = bytes;
+            m->state_bytes = m->state_want = bytes;
             m->state_made = true;
             snprintf(m->fingerprint, sizeof m->fingerprint, "%s", tag + used);
             return;

@@ -368,6 +368,20 @@ bool workers_on_hello(struct broker *b, const struct link_peer *peer, const Hear
 
 /* ---- deaths ---- */
 
+/* It was taking a model while it had another: such a death is that model's, not the device's and nobody's who runs on the
+ * other. models_worker_died counts them, and gives up after a few. */
+static bool model_is_to_blame(const struct broker *b, const struct worker *w)
+{
+    bool taking = false, has_another = false;
+    for (uint32_t i = 0; i < b->models.n; i++) {
+        const struct model *m = b->models.list[i];
+        bool its = m->worker == w->child;
+        taking |= its && (m->bind == BIND_ASKED || m->bind == BIND_NEEDS || m->bind == BIND_STATE);
+        has_another |= its && m->bind == BIND_BOUND;
+    }
+    return taking && has_another;
+}
+
 /* Blame: who committed something since his last such death is innocent (DESIGN.md section 5). Returns true when one of them
  * had the worker for himself and is now found to be poison. */
 static bool blame(struct broker *b, struct worker *w)
@@ -442,7 +456,8 @@ bool workers_on_died(struct broker *b, uint32_t child, int status)
     bool was_ready = w->state == WORKER_READY;
     log_warn("worker %u on %s died: %s%s", child, w->device, how,
              w->killed ? " by our own watch" : "");
-    bool poison = fault && blame(b, w);
+    bool of_model = fault && model_is_to_blame(b, w);
+    bool poison = fault && !of_model && blame(b, w);
     w->state = WORKER_ABSENT;
     w->spawning = false;
     w->n_grants = 0;
@@ -457,7 +472,7 @@ bool workers_on_died(struct broker *b, uint32_t child, int status)
     }
     if (poison) {
         memset(w->strikes_ms, 0, sizeof w->strikes_ms); /* not the device's fault */
-    } else if (fault) {
+    } else if (fault && !of_model) {
         strike(b, w, how);
     }
     broker_alarm(b, b->now_ms);

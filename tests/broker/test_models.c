@@ -258,6 +258,101 @@ static void three_faults_in_a_minute_mark_the_device_down(void **state)
     rig_close(&r);
 }
 
+static struct err end_of(const struct request *q)
+{
+    struct journal_record end;
+    struct err err = { 0 };
+    assert_int_equal(q->state, REQUEST_FAILED);
+    assert_int_equal(request_find_end(q, &end), 1);
+    assert_int_equal(end.end, JOURNAL_END_ERROR);
+    err.code = (enum err_code)end.code;
+    return err;
+}
+
+/* As if it had been on a device before, so that requests are admitted while it is not. */
+static void known(struct model *m)
+{
+    m->info = (struct model_info){ .known = true,
+                                   .ctx = 2048,
+                                   .n_vocab = 1000,
+                                   .n_sequences = 2,
+                                   .piece_bytes_max = 16,
+                                   .generates = true };
+}
+
+/* Born, and dead before a word: each birth later than the last, and who waits hears why. */
+static void worker_that_dies_at_every_start_is_backed_off_and_its_requests_end(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_open(&r);
+    rig_model(&r, "a", 1000);
+    rig_turns(&r);
+    known(named(&r, "a"));
+    struct request *q = rig_submit(&r, rig_client(&r, 5), 1, "a", 3, 4);
+    assert_non_null(q);
+    for (uint32_t i = 0; i < WORKERS_STRIKES; i++) {
+        assert_int_equal(rig_births(&r, HERITAGE_WORKER), i + 1);
+        assert_int_equal(q->state, REQUEST_QUEUED);
+        rig_died(&r, rig_child(&r, HERITAGE_WORKER), SIGABRT);
+        if (i + 1 < WORKERS_STRIKES) {
+            uint64_t wait = (uint64_t)WORKERS_BACKOFF_MIN << i;
+            r.b->now_ms += wait - 1;
+            rig_turns(&r);
+            assert_int_equal(rig_births(&r, HERITAGE_WORKER), i + 1); /* not yet */
+            r.b->now_ms += 1;
+        }
+        rig_turns(&r);
+    }
+    assert_int_equal(rig_births(&r, HERITAGE_WORKER), WORKERS_STRIKES);
+    assert_int_equal(end_of(q).code, ERR_FAILED);
+    assert_int_equal(request_slot(q)->deaths, 0); /* it never ran */
+    rig_close(&r);
+}
+
+/* A model under whose bind the worker dies: its requests end after two such deaths; who runs on another model is not blamed for
+ * them, however often clients ask for the bad one, and runs on. */
+static void worker_that_dies_at_every_bind_fails_that_model_alone(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_open(&r);
+    rig_model(&r, "bad", 1000);
+    rig_model(&r, "good", 1000);
+    ready(&r);
+    struct model *good = named(&r, "good"), *bad = named(&r, "bad");
+    struct client *c = rig_client(&r, 5);
+    known(bad);
+    bring(&r, good, 4096);
+    struct request *runs = rig_submit(&r, c, 1, "good", 3, 40);
+    rig_turns(&r);
+    assert_int_equal(runs->state, REQUEST_PREFILL);
+    for (uint8_t ask = 0; ask < 2; ask++) {
+        struct request *q = rig_submit(&r, c, (uint8_t)(10 + ask), "bad", 3, 40);
+        assert_non_null(q);
+        rig_turns(&r);
+        if (bad->state == MODEL_LOADING) {
+            rig_loaded(&r, 4096);
+        }
+        for (uint32_t i = 0; i < MODELS_BIND_DEATHS_MAX; i++) {
+            assert_int_equal(bad->bind, BIND_ASKED);
+            assert_int_equal(q->state, REQUEST_QUEUED);
+            rig_died(&r, rig_child(&r, HERITAGE_WORKER), SIGSEGV);
+            rig_turns(&r);
+            rig_worker_hello(&r);
+            rig_turns(&r);
+            rig_bound(&r, good);
+        }
+        assert_int_equal(end_of(q).code, ERR_FAILED);
+        assert_non_null(strstr(bad->error.text, "while it took model bad"));
+        assert_int_equal(runs->state, REQUEST_PREFILL);
+    }
+    assert_int_equal(request_slot(runs)->deaths, 0);
+    struct err why;
+    assert_false(workers_all_down(&r.b->workers, &why));
+    rig_close(&r);
+}
+
 static void outside_kills_never_delay_a_worker(void **state)
 {
     (void)state;
@@ -316,6 +411,8 @@ int main(void)
         cmocka_unit_test(what_never_fits_is_refused_with_both_numbers),
         cmocka_unit_test(evaluation_wants_its_model_again_after_a_death),
         cmocka_unit_test(three_faults_in_a_minute_mark_the_device_down),
+        cmocka_unit_test(worker_that_dies_at_every_start_is_backed_off_and_its_requests_end),
+        cmocka_unit_test(worker_that_dies_at_every_bind_fails_that_model_alone),
         cmocka_unit_test(outside_kills_never_delay_a_worker),
         cmocka_unit_test(text_service_that_cannot_start_fails_text_work_only),
     };

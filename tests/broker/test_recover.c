@@ -169,6 +169,7 @@ static void weights_and_loaders_are_taken_over(void **state)
     assert_int_equal(m->state, MODEL_WARM); /* without a loader: it was whole */
     assert_int_equal(m->text.child, 32);
     assert_string_equal(m->fingerprint, "f16-2048");
+    assert_int_equal(m->state_want, 4096); /* still, when it has left */
     assert_int_equal(rig_births(&r, HERITAGE_LOADER), 0);
     assert_int_equal(r.n_drops, 2);
     rig_close(&r);

@@ -395,6 +395,7 @@ static void forget_weights(struct broker *b, struct model *m, const char *why)
 void models_evict(struct broker *b, struct model *m, bool for_room, const char *why)
 {
     m->swap.evicting = for_room;
+    b->models.n_swaps += for_room;
     if (m->state == MODEL_RESIDENT) {
         m->unload = true;
         models_move(m, MODEL_DRAINING, why);

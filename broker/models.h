@@ -156,6 +156,7 @@ struct models {
     uint32_t n_asks;
     uint64_t (*mem_available)(void); /* NULL: the machine's; tests give their own */
     uint64_t load_rate;              /* bytes per second that the last loader measured */
+    uint64_t n_swaps;                /* models sent away for another's sake */
 };
 
 /* The model of a name (empty: the default one), looked up in the catalog, which is read again when the name is unknown.

@@ -270,6 +270,8 @@ void stats_status(struct broker *b, const struct post_to *to, const Hearth__Stat
     if (ask->has_ledger && ask->ledger) {
         s.n_ledger = ledger_rows(b, &s.ledger);
     }
+    s.has_n_swaps = true;
+    s.n_swaps = b->models.n_swaps;
     s.has_lent_bytes = b->lend.bytes != 0;
     s.lent_bytes = b->config.ram_budget - lend_budget(b);
     s.has_journal_bytes = s.has_journal_used_bytes = true;

@@ -135,6 +135,7 @@ char *status_json(const Hearth__Status *s, struct err *err)
     set_int(memory, "ram_used_bytes", s->ram_used_bytes);
     set_int(memory, "journal_bytes", s->journal_bytes);
     set_int(memory, "journal_used_bytes", s->journal_used_bytes);
+    set_int(o, "swaps", s->n_swaps);
     if (s->has_lent_bytes) {
         set_int(memory, "lent_bytes", s->lent_bytes);
     }

@@ -256,6 +256,9 @@ static void say_status(struct text *t, const struct json *status)
         say(t, "hearth_process_restarts_total{role=\"%s\",index=\"%zu\"} %lld\n", a, i,
             int_of(json_at(list, i), "restarts"));
     }
+    say_head(t, "hearth_swaps_total", "counter",
+             "models sent away for another's sake, since the broker began");
+    say(t, "hearth_swaps_total %lld\n", int_of(status, "swaps"));
     say_head(t, "hearth_memory_bytes", "gauge", "memory by owner");
     say(t, "hearth_memory_bytes{owner=\"models\",what=\"used\"} %lld\n",
         int_of(m, "ram_used_bytes"));

@@ -38,6 +38,7 @@ def a_storm_changes_nothing(directory):
     with House(*ONE_FITS, models=directory) as house:
         wanted = {i: house.hearth(*job(i)).stdout for i in kinds}
         before = swaps(house)
+        assert house.status()["swaps"] >= 2, house.log()[-6000:]  # of three models one has room
         wrong, finished, stop = [], [], threading.Event()
 
         def client(number):

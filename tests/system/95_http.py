@@ -108,7 +108,8 @@ def the_small_endpoints(house):
     assert call(house, "GET", "/v1/models/some%2Fother/model")[0] == 404
     assert call(house, "GET", "/health")[2]["status"] == "ok" and call(house, "GET", "/v1/health")[0] == 200
     metrics = call(house, "GET", "/metrics")[2].decode()
-    for name in ("predicted_tokens_total", "time_to_first_token_seconds_bucket", "hearth_memory_bytes", "hearth_up 1"):
+    for name in ("predicted_tokens_total", "time_to_first_token_seconds_bucket", "hearth_memory_bytes", "hearth_up 1",
+                 'hearth_process_restarts_total{role="worker"', "hearth_swaps_total 0"):
         assert name in metrics, name
     ids = post(house, "/tokenize", {"content": "hello there", "with_pieces": True})["tokens"]
     assert "".join(t["piece"] for t in ids) == "hello there"

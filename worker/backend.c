@@ -50,12 +50,15 @@ struct backend *backend_open(const char *name, const struct backend_options *opt
             return backends[i].open(name, options, err);
         }
     }
-    err_set(err, ERR_UNSUPPORTED, "device %s: not in this build", name);
+    err_set(err, ERR_USAGE, "device %s: not in this build", name);
     return NULL;
 }
 
-const char *backend_best(void)
+const char *backend_choose(const char *name)
 {
+    if (!name || strcmp(name, "auto") != 0) {
+        return name ? name : "cpu";
+    }
     struct err err = { 0 };
     size_t i = 0;
     while (backends[i].available && !backends[i].available(&err)) {

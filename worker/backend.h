@@ -427,12 +427,13 @@ struct backend_options {
     uint64_t budget_bytes; /* of device memory; 0: all of it */
 };
 
-/* What "auto" means: the best backend of this build that this machine can open; one line in the log when a better
- * one was passed over. */
-const char *backend_best(void);
+/* What an option --device means. "auto": the best backend of this build that this machine can open, with one line in
+ * the log when a better one was passed over; NULL: "cpu"; any other name: itself. */
+const char *backend_choose(const char *name);
 
 /* Opens "cpu" (or a name that this build has: "cuda:0"). The owner is the loop thread.
- * Errors: ERR_UNSUPPORTED for a name that is not in the table, ERR_NO_MEMORY, ERR_BAD_INPUT for HEARTH_ISA. */
+ * Errors: ERR_USAGE for a name that is not in the table, ERR_FAILED where its device is missing, ERR_NO_MEMORY,
+ * ERR_BAD_INPUT for HEARTH_ISA. */
 struct backend *backend_open(const char *name, const struct backend_options *options,
                              struct err *err);
 

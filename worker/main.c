@@ -35,7 +35,7 @@ static int read_arguments(int argc, char **argv, struct arguments *a, struct err
         long n = 0;
         switch (c) {
         case 'd':
-            a->device = strcmp(optarg, "auto") == 0 ? backend_best() : optarg;
+            a->device = backend_choose(optarg);
             break;
         case 't':
             n = strtol(optarg, &end, 10);

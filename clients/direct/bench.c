@@ -107,7 +107,7 @@ int main(int argc, char **argv)
         { "direct", 0, OPTION_STRING, &direct, "FILE", "a model file, or synth:ARCH:PRESET:TYPE",
           NULL },
         { "model", 'm', OPTION_STRING, &model, "MODEL", "a model of the running service", NULL },
-        { "device", 0, OPTION_STRING, &device, "D", "cpu, or another this build has", NULL },
+        { "device", 0, OPTION_STRING, &device, "D", "auto, cpu, cuda:N; default: cpu", NULL },
         { "threads", 0, OPTION_INT, &threads, "N", "compute threads; default: all cores", NULL },
         { "prompt", 'p', OPTION_INT, &n_prompt, "N", "tokens of the prompt; default 512", NULL },
         { "gen", 'n', OPTION_INT, &n_gen, "N", "tokens generated; default 64", NULL },

@@ -402,7 +402,8 @@ static int run(struct bench *b, uint32_t n, struct bench_result *r,
         b->n_seqs = q->n_parallel > b->n_seqs ? q->n_parallel : b->n_seqs;
         b->n_pages = pages > b->n_pages ? pages : b->n_pages;
     }
-    b->backend = backend_open(first_q->device ? first_q->device : "cpu", &options, err);
+    const char *device = backend_choose(first_q->device);
+    b->backend = backend_open(device, &options, err);
     if (!b->backend) {
         return -1;
     }
@@ -414,7 +415,7 @@ static int run(struct bench *b, uint32_t n, struct bench_result *r,
     if (open_engine(b, r, err) < 0) {
         return -1;
     }
-    bool cpu = !first_q->device || strcmp(first_q->device, "cpu") == 0;
+    bool cpu = strcmp(device, "cpu") == 0;
     double machine = cpu ? probe_bandwidth(b, &sink) : 0;
     double gmacs = cpu ? probe_multiply(b) : 0;
     r->flops_per_token = flops(b);

@@ -168,7 +168,7 @@ static int open_engine(struct eval *e, struct err *err)
                            &e->weights, err) < 0) {
         return -1;
     }
-    e->backend = backend_open(e->device ? e->device : "cpu", &backend, err);
+    e->backend = backend_open(backend_choose(e->device), &backend, err);
     if (!e->backend) {
         return -1;
     }
@@ -459,7 +459,7 @@ int main(int argc, char **argv)
         { "exact", 0, OPTION_FLAG, &e.exact, NULL, "f32 activations, f32 keys and values", NULL },
         { "kv", 0, OPTION_STRING, &e.kv, "TYPE", "f16, bf16, q8_0, q4_0, f32; K,V apart by a comma",
           NULL },
-        { "device", 0, OPTION_STRING, &e.device, "D", "cpu, or another this build has", NULL },
+        { "device", 0, OPTION_STRING, &e.device, "D", "auto, cpu, cuda:N; default: cpu", NULL },
         { "threads", 0, OPTION_INT, &e.threads, "N", "compute threads; default: all cores", NULL },
         { "logits", 0, OPTION_STRING, &e.logits, "OUT.f32", "write logits", NULL },
         { "embed", 0, OPTION_STRING, &e.embed, "POOLING",

@@ -1,5 +1,5 @@
 /* Goal: whenever the device fails, the process ends there and then with one line; a device that answers differently
- * than it did is found out; a machine without one says so and computes on the CPU. */
+ * than it did is found out. */
 #include "tests/cuda/rig.h"
 
 #include <sys/wait.h>
@@ -129,25 +129,11 @@ static void a_device_that_answers_differently_is_found_out(void **state)
     assert_false(golden_differs(first, model)); /* another question */
 }
 
-static void without_a_device_auto_is_the_cpu(void **state)
-{
-    (void)state;
-    struct err err = { 0 };
-    const struct backend_options options = { .n_threads = 1 };
-    setenv("HEARTH_EMULATED_DEVICES", "0", 1);
-    assert_string_equal(backend_best(), "cpu");
-    assert_null(backend_open("cuda:0", &options, &err));
-    assert_int_equal(err.code, ERR_NOT_FOUND);
-    setenv("HEARTH_EMULATED_DEVICES", "1", 1);
-    assert_string_equal(backend_best(), "cuda:0");
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_fault_ends_the_process_with_one_line),
         cmocka_unit_test(a_device_that_answers_differently_is_found_out),
-        cmocka_unit_test(without_a_device_auto_is_the_cpu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

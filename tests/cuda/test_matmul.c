@@ -344,7 +344,7 @@ static void what_has_no_kernel_is_refused(void **state)
     assert_int_equal(err.code, ERR_UNSUPPORTED);
     const struct backend_options options = { .n_threads = 1 };
     assert_null(cuda_open("cuda:7", &options, &err));
-    assert_int_equal(err.code, ERR_NOT_FOUND);
+    assert_int_equal(err.code, ERR_FAILED);
 }
 
 static void without_a_device_auto_means_the_cpu(void **state)
@@ -352,14 +352,16 @@ static void without_a_device_auto_means_the_cpu(void **state)
     (void)state;
     struct err err;
     const struct backend_options options = { .n_threads = 1 };
-    assert_string_equal(backend_best(), "cuda:0");
+    assert_string_equal(backend_choose("auto"), "cuda:0");
+    assert_string_equal(backend_choose("cuda:1"), "cuda:1");
+    assert_string_equal(backend_choose(NULL), "cpu");
     setenv("HEARTH_EMULATED_DEVICES", "0", 1);
-    assert_string_equal(backend_best(), "cpu");
+    assert_string_equal(backend_choose("auto"), "cpu");
     assert_null(backend_open("cuda:0", &options, &err));
-    assert_int_equal(err.code, ERR_NOT_FOUND);
+    assert_int_equal(err.code, ERR_FAILED);
     unsetenv("HEARTH_EMULATED_DEVICES");
     assert_null(backend_open("cudas", &options, &err));
-    assert_int_equal(err.code, ERR_UNSUPPORTED);
+    assert_int_equal(err.code, ERR_USAGE);
 }
 
 int main(void)

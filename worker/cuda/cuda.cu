@@ -129,7 +129,7 @@ bool cuda_available(struct err *err)
     cudaError_t rc = cudaGetDeviceCount(&n);
     if (rc != cudaSuccess || n == 0) {
         (void)cudaGetLastError();
-        err_set(err, ERR_NOT_FOUND, "cuda: no device: %s",
+        err_set(err, ERR_FAILED, "cuda: no device: %s",
                 rc == cudaSuccess ? "none is listed" : cudaGetErrorString(rc));
         return false;
     }
@@ -146,7 +146,7 @@ static int device_of(const char *name, int *device, struct err *err)
         int count = 0;
         (void)cudaGetDeviceCount(&count);
         if (end == name + 5 || *end || n < 0 || n >= count) {
-            return err_set(err, ERR_NOT_FOUND, "device %s: there are %d, counted from cuda:0", name,
+            return err_set(err, ERR_FAILED, "device %s: there are %d, counted from cuda:0", name,
                            count);
         }
         *device = (int)n;

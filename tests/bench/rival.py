@@ -94,4 +94,5 @@ def main():
                 statistics.median(x) / statistics.median(y), min(pairs), max(pairs)), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -86,7 +86,6 @@ void workers_grant(struct broker *b, struct worker *w, uint64_t segment, bool wr
                    bool reader);
 bool workers_granted(const struct worker *w, uint64_t segment);
 
-
 /* Whether it was told of this reader page, and so can wake who sleeps on it. */
 bool workers_told(const struct worker *w, uint64_t segment);
 void workers_on_grant(struct broker *b, uint32_t child, uint64_t segment, const struct err *err);

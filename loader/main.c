@@ -86,14 +86,10 @@ static int parse_lora(char *text, struct options *o, struct err *err)
 static int parse_options(struct options *o, int argc, char **argv, struct err *err)
 {
     static const struct option longs[] = {
-        { "layout", required_argument, NULL, 'l' },
-        { "source", required_argument, NULL, 's' },
-        { "threads", required_argument, NULL, 't' },
-        { "ram-budget", required_argument, NULL, 'b' },
-        { "out-fd", required_argument, NULL, 'o' },
-        { "lora", required_argument, NULL, 'a' },
-        { "check", no_argument, NULL, 'c' },
-        { NULL, 0, NULL, 0 },
+        { "layout", required_argument, NULL, 'l' },  { "source", required_argument, NULL, 's' },
+        { "threads", required_argument, NULL, 't' }, { "ram-budget", required_argument, NULL, 'b' },
+        { "out-fd", required_argument, NULL, 'o' },  { "lora", required_argument, NULL, 'a' },
+        { "check", no_argument, NULL, 'c' },         { NULL, 0, NULL, 0 },
     };
     *o = (struct options){ .budget_bytes = ROOM_NO_BUDGET, .out_fd = -1 };
     const char *rate = getenv("HEARTH_LOAD_RATE"); /* a slow disk, for tests */

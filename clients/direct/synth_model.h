@@ -48,8 +48,8 @@ int synth_load(const char *arch, const char *preset, const char *type, enum weig
                struct weights *out, struct err *err);
 
 /* The same without its data, as loader_open_manifest: any size on any machine. */
-int synth_open_manifest(const char *arch, const char *preset, const char *type,
-                        struct weights *out, struct err *err);
+int synth_open_manifest(const char *arch, const char *preset, const char *type, struct weights *out,
+                        struct err *err);
 
 /* The names, for help and errors. */
 extern const char synth_archs[], synth_presets[], synth_types[];

@@ -56,11 +56,11 @@ struct cuda_backend {
     float *partials; /* device: attention's spans */
     size_t n_partials;
     uint8_t *stage_host,
-        *stage_device;           /* host arrays on their way: one block, pinned on this side */
-    size_t stage_at, stage_sent; /* filled so far; copied so far */
-    struct cuda_step *step;      /* owned: the list of a step's launches, kept graphs */
+        *stage_device;            /* host arrays on their way: one block, pinned on this side */
+    size_t stage_at, stage_sent;  /* filled so far; copied so far */
+    struct cuda_step *step;       /* owned: the list of a step's launches, kept graphs */
     struct cuda_uploads *uploads; /* owned: buffers of weights on their way */
-    struct cuda_mirror *mirror;  /* owned: pages on their way to the host */
+    struct cuda_mirror *mirror;   /* owned: pages on their way to the host */
 };
 
 static inline struct cuda_backend *cuda_of(struct backend *b)

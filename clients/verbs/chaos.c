@@ -174,9 +174,10 @@ static void print_summary(uint64_t seed, int64_t n_clients, double seconds)
 {
     struct json *o = json_new_object(), *per_role = json_new_object(),
                 *per_phase = json_new_object();
-    uint32_t n = atomic_load(&chaos.n_faults), kills = 0, phases[N_PHASES] = { 0 };
+    uint32_t n = atomic_load(&chaos.n_faults), kills = 0, gone = 0, phases[N_PHASES] = { 0 };
     for (uint32_t i = 0; i < n; i++) {
         const struct chaos_fault *f = &chaos.faults[i];
+        gone += f->role == N_ROLES;
         kills += f->role < N_ROLES && f->act == ACT_KILL;
         phases[f->phase] += f->role < N_ROLES;
     }
@@ -190,6 +191,7 @@ static void print_summary(uint64_t seed, int64_t n_clients, double seconds)
     json_set(o, "clients", json_new_int(n_clients));
     json_set(o, "seconds", json_new_double(seconds));
     json_set(o, "kills", json_new_int(kills));
+    json_set(o, "gone", json_new_int(gone)); /* ended by themselves before their turn came */
     json_set(o, "roles", per_role);
     json_set(o, "phases", per_phase);
     json_set(o, "requests", json_new_int((int64_t)atomic_load(&chaos.requests)));

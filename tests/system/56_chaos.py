@@ -23,8 +23,8 @@ def summary_of(done):
 
 def nothing_wrong(house, done, kills):
     summary = summary_of(done)
-    # A machine that is very busy gets as far as it gets; a process that dies by itself before its turn came is no kill.
-    assert sum(summary["phases"].values()) >= kills * 9 // 10 or summary["seconds"] > SECONDS, summary
+    # A machine that is very busy gets as far as it gets.
+    assert sum(summary["phases"].values()) + summary["gone"] >= kills or summary["seconds"] > SECONDS, summary
     assert summary["requests"] >= 4 and summary["lost"] == summary["doubled"] == summary["changed"] == 0, summary
     # Ends that were acknowledged leave their slots, however fast that was; clients that died have no claim.
     wait_for("empty slots", lambda: not house.status()["requests"])

@@ -162,7 +162,7 @@ static struct model *get_row(struct broker *b, const struct catalog_pick *pick, 
         /* Another file under the old name: what was known of it no longer holds. */
         m->file = pick->file;
         m->info = (struct model_info){ 0 };
-        m->state_want = 0;
+        m->state_want = m->ctx_want = 0;
         m->digest = 0;
         m->error = m->text.failed = (struct err){ 0 };
         models_drop(b, &m->state_segment);
@@ -260,6 +260,24 @@ struct model *models_get(struct broker *b, const char *name, const struct config
         *alias = pick.alias;
     }
     return get_row(b, &pick, err);
+}
+
+bool models_same_file(const struct model *m, const struct journal_model *pinned)
+{
+    return pinned->device == m->file.device && pinned->inode == m->file.inode &&
+           pinned->size == m->file.size_bytes && pinned->mtime_ns == m->file.mtime_ns &&
+           (pinned->digest == 0 || m->digest == 0 || pinned->digest == m->digest);
+}
+
+void models_promised(struct model *m, const struct journal_slot *slot)
+{
+    if (!models_same_file(m, &slot->model)) {
+        return; /* it fails when it is its turn */
+    }
+    uint64_t bytes = slot->state_bytes;
+    uint32_t ctx = slot->params.n_ctx;
+    m->state_want = bytes > m->state_want ? bytes : m->state_want;
+    m->ctx_want = ctx > m->ctx_want ? ctx : m->ctx_want;
 }
 
 uint64_t models_used(const struct models *t)
@@ -475,7 +493,7 @@ static void act_cold(struct broker *b, struct model *m)
     snprintf(now.name, sizeof now.name, "%s", m->file.name);
     if (!same_file(&m->file, &now)) {
         m->info = (struct model_info){ 0 };
-        m->state_want = 0;
+        m->state_want = m->ctx_want = 0;
         m->digest = 0;
     }
     m->file = now;

@@ -19,6 +19,7 @@
 #include "broker/swap.h"
 #include "broker/watch.h"
 #include "proto/err.h"
+#include "proto/journal.h"
 #include "proto/link.h"
 #include "proto/message.h"
 
@@ -121,6 +122,7 @@ struct model {
     uint64_t bind_segment; /* the weights that it was told to bind */
     uint64_t state_segment, state_bytes;
     uint64_t state_want; /* what it took the last time: admitted requests rely on that context */
+    uint32_t ctx_want;   /* the longest that the last broker promised to requests that live */
     bool state_made, state_fresh;
     char fingerprint[MODELS_FINGERPRINT];
     uint32_t bind_deaths;
@@ -164,6 +166,12 @@ struct models {
 struct model *models_get(struct broker *b, const char *name, const struct config_alias **alias,
                          struct err *err);
 struct model *models_find_number(const struct models *m, uint64_t number);
+
+/* The same file, by the name that a request's slot pins. */
+bool models_same_file(const struct model *m, const struct journal_model *pinned);
+
+/* What a journalled slot was promised is kept, by whatever state its model is bound the next time. */
+void models_promised(struct model *m, const struct journal_slot *slot);
 
 /* Pins and ttl as the configuration says now, of all models that are known. */
 void models_policy(struct broker *b);

@@ -33,7 +33,7 @@ void models_adopt_segment(struct broker *b, uint64_t segment, uint64_t bytes, co
     bool weights = sscanf(tag, "weights %" SCNx64 " %n", &number, &used) == 1 && used;
     if (!weights && sscanf(tag, "state %" SCNx64 " %n", &number, &used) == 1 && used) {
         m = model_of_tag(b, number, "");
-        if (m && !m->state_segment) {
+        if (m && !m->state_segment && bytes >= m->state_want) {
             m->state_segment = segment;
             m->state_bytes = m->state_want = bytes;
             m->state_made = true;

@@ -37,7 +37,7 @@ void models_say_bind(struct broker *b, struct model *m, struct worker *w)
     bind.segment = m->segment;
     bind.name = message_str(m->file.name);
     bind.has_ctx = true;
-    bind.ctx = b->config.ctx;
+    bind.ctx = b->config.ctx && b->config.ctx < m->ctx_want ? m->ctx_want : b->config.ctx;
     bind.has_kv_k = bind.has_kv_v = true;
     bind.kv_k = message_str(m->kv_k);
     bind.kv_v = message_str(m->kv_v);

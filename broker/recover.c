@@ -163,7 +163,9 @@ static void recover_slot(struct broker *b, struct shard *shard, uint32_t i)
         return;
     }
     r->model = models_get(b, slot->model.name, NULL, &err);
-    if (!r->model && r->worker == 0) {
+    if (r->model) {
+        models_promised(r->model, slot);
+    } else if (r->worker == 0) {
         request_end(b, r, JOURNAL_END_ERROR, &err);
     }
 }

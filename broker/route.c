@@ -36,19 +36,11 @@ static void say_take(struct broker *b, struct request *r, struct worker *w)
     }
 }
 
-/* The file that the request began with must be the one that serves it. */
-static bool same_model(const struct journal_slot *slot, const struct model *m)
-{
-    const struct journal_model *pinned = &slot->model;
-    return pinned->device == m->file.device && pinned->inode == m->file.inode &&
-           pinned->size == m->file.size_bytes && pinned->mtime_ns == m->file.mtime_ns &&
-           (pinned->digest == 0 || m->digest == 0 || pinned->digest == m->digest);
-}
-
 static void take(struct broker *b, struct request *r, struct worker *w)
 {
     struct journal_slot *slot = request_slot(r);
-    if (!same_model(slot, r->model)) {
+    /* The file that it began with must be the one that serves it. */
+    if (!models_same_file(r->model, &slot->model)) {
         struct err why;
         err_set(&why, ERR_CHANGED, "model changed: %s is not the file that this request began with",
                 r->model->file.name);

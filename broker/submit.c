@@ -551,6 +551,7 @@ static int admit(struct broker *b, struct request *r, struct err *err)
     slot->admit_seq = r->admit_seq = ++b->last_admit;
     slot->admitted_unix_ms = broker_unix_ms();
     slot->params = *p;
+    slot->state_bytes = m->state_want;
     slot->model = (struct journal_model){ .device = m->file.device,
                                           .inode = m->file.inode,
                                           .size = m->file.size_bytes,

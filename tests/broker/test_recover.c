@@ -12,6 +12,10 @@ static void leave_shard(struct rig *r, uint32_t owner, bool ended_in_log)
     struct shard *shard = shards_get(r->b, getuid(), &err);
     assert_non_null(shard);
     struct journal *j = &shard->journal;
+    struct catalog_file file;
+    char path[128];
+    snprintf(path, sizeof path, "%s/a.gguf", r->dir);
+    assert_ok(catalog_stat(path, &file, &err), err);
     static const enum journal_state states[] = { JOURNAL_QUEUED, JOURNAL_PREFILL, JOURNAL_DECODE,
                                                  JOURNAL_DONE };
     for (uint8_t i = 0; i < 4; i++) {
@@ -22,7 +26,13 @@ static void leave_shard(struct rig *r, uint32_t owner, bool ended_in_log)
         slot->flow = 9;
         slot->admit_seq = i + 1u;
         slot->attached = 55;
-        strcpy(slot->model.name, "a");
+        slot->params.n_ctx = 1000u * (i + 1u);
+        slot->state_bytes = 100000u * (i + 1u);
+        slot->model = (struct journal_model){ .device = file.device,
+                                              .inode = file.inode,
+                                              .size = file.size_bytes,
+                                              .mtime_ns = file.mtime_ns,
+                                              .name = "a" };
         journal_publish(slot);
         journal_set_state(slot, states[i]);
         if (states[i] == JOURNAL_PREFILL || states[i] == JOURNAL_DECODE) {
@@ -175,6 +185,28 @@ static void weights_and_loaders_are_taken_over(void **state)
     rig_close(&r);
 }
 
+/* The bug this guards against: worker and broker died together while the model was away, the next one gave it a smaller state, and
+ * what had been admitted to the larger context ended short. */
+static void what_was_promised_is_wanted_again(void **state)
+{
+    (void)state;
+    struct rig r;
+    begin(&r);
+    leave_shard(&r, 31, false);
+    recover_end(r.b);
+    const struct model *m = by_id(&r, 1)->model;
+    assert_int_equal(m->state_want, 300000); /* the fourth has ended: nothing hangs on it */
+    assert_int_equal(m->ctx_want, 3000);
+    rig_close(&r);
+    /* Another file under the old name promised nothing. */
+    begin(&r);
+    leave_shard(&r, 31, false);
+    rig_model(&r, "a", 1001);
+    recover_end(r.b);
+    assert_int_equal(by_id(&r, 1)->model->state_want, 0);
+    rig_close(&r);
+}
+
 static void damaged_slots_do_not_stop_it(void **state)
 {
     (void)state;
@@ -233,6 +265,7 @@ int main(void)
         cmocka_unit_test(running_requests_stay_with_a_worker_that_lives),
         cmocka_unit_test(an_end_that_nobody_told_is_found_in_the_log),
         cmocka_unit_test(weights_and_loaders_are_taken_over),
+        cmocka_unit_test(what_was_promised_is_wanted_again),
         cmocka_unit_test(damaged_slots_do_not_stop_it),
         cmocka_unit_test(a_journal_that_cannot_be_opened_is_left_alone),
     };

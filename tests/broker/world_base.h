@@ -36,6 +36,9 @@ struct world_segment {
     char tag[LIMIT_TAG_BYTES];
 };
 
+/* What a state of so many bytes holds: one sequence of so many positions. */
+#define WORLD_CTX(state_bytes) ((uint32_t)((state_bytes) / 512))
+
 struct world_held {
     uint64_t shard;
     uint32_t slot, generation, left; /* prompt tokens still to be fed */
@@ -46,7 +49,7 @@ struct world_held {
 struct world_bound {
     uint64_t number; /* 0: not here */
     bool ready;
-    uint64_t since_ms;
+    uint64_t since_ms, state_bytes;
 };
 
 struct ask {
@@ -89,6 +92,7 @@ struct world {
     int progress_fd;
     uint32_t rows; /* prompt tokens and decode tokens of one step */
     uint32_t n_sequences;
+    uint64_t ram_budget;
     /* clients */
     struct {
         bool here;

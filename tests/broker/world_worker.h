@@ -118,6 +118,10 @@ static inline void on_take(struct world *w, const Hearth__WorkerTake *m)
         say_released(w, m->shard, m->slot, m->generation, "busy");
         return;
     }
+    if (slot->params.n_ctx > WORLD_CTX(w->bound[model].state_bytes)) {
+        world_fail(w, "slot %u: its context of %u positions has shrunk", m->slot,
+                   slot->params.n_ctx);
+    }
     *empty = (struct world_held){ .shard = m->shard,
                                   .slot = m->slot,
                                   .generation = m->generation,
@@ -141,21 +145,25 @@ static inline void on_bind(struct world *w, const Hearth__WorkerBind *m)
     if (!at) {
         world_fail(w, "a fourth model is bound");
     }
-    *at = (struct world_bound){ .number = m->model };
+    *at = (struct world_bound){ .number = m->model, .state_bytes = m->state_bytes_max };
     Hearth__WorkerNeed need = HEARTH__WORKER_NEED__INIT;
     need.model = m->model;
-    need.state_bytes = 1 << 20;
+    need.state_bytes = m->state_bytes_max;
     need.fingerprint = message_str("f");
     worker_say(w, HEARTH__ENVELOPE__BODY_WORKER_NEED, &need);
 }
 
 static inline void say_bound(struct world *w, uint64_t model)
 {
+    const struct world_bound *at = w->bound;
+    while (at->number != model) {
+        at++;
+    }
     Hearth__WorkerBound bound = HEARTH__WORKER_BOUND__INIT;
     bound.model = model;
     bound.has_ctx = bound.has_n_vocab = bound.has_n_sequences = true;
     bound.has_piece_bytes_max = bound.has_generates = bound.generates = true;
-    bound.ctx = 4096;
+    bound.ctx = WORLD_CTX(at->state_bytes);
     bound.n_vocab = 1000;
     bound.n_sequences = w->n_sequences;
     bound.piece_bytes_max = 16;

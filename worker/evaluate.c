@@ -14,6 +14,17 @@ static bool wants_logits(enum evaluate_kind kind)
     return kind == EVALUATE_LOGITS || kind == EVALUATE_PERPLEXITY;
 }
 
+static bool is_by_token(enum evaluate_kind kind)
+{
+    return kind == EVALUATE_LOGITS || kind == EVALUATE_EMBED_NONE;
+}
+
+/* Where a row of the result stands. */
+static float *row_of(const struct evaluate *e, uint64_t row)
+{
+    return e->out + (row - e->out_row) * e->n_cols;
+}
+
 static int set_lens(struct evaluate *e, const uint32_t *lens, uint32_t n_lens, uint32_t ctx_len,
                     struct err *err)
 {
@@ -115,9 +126,7 @@ int evaluate_init(struct evaluate *e, const struct model *model, enum evaluate_k
         }
     }
     e->n_cols = wants_logits(kind) ? model->vocab_size : model->dim;
-    e->n_rows = kind == EVALUATE_PERPLEXITY                              ? 0
-                : kind == EVALUATE_LOGITS || kind == EVALUATE_EMBED_NONE ? n_ids
-                                                                         : e->n_lens;
+    e->n_rows = kind == EVALUATE_PERPLEXITY ? 0 : is_by_token(kind) ? n_ids : e->n_lens;
     return 0;
 }
 
@@ -137,6 +146,11 @@ void evaluate_clear(struct evaluate *e)
 bool evaluate_done(const struct evaluate *e)
 {
     return e->at_len == e->n_lens;
+}
+
+uint64_t evaluate_ready(const struct evaluate *e)
+{
+    return e->kind == EVALUATE_PERPLEXITY ? 0 : is_by_token(e->kind) ? e->at_id : e->at_len;
 }
 
 uint32_t evaluate_rows(const struct evaluate *e, const struct model *model, uint32_t max_rows)
@@ -206,13 +220,13 @@ static void take_rows(struct evaluate *e, const struct model *model, uint32_t n)
 static void end_sequence(struct evaluate *e, const struct model *model)
 {
     if (e->kind == EVALUATE_EMBED_MEAN) {
-        float *row = e->out + (uint64_t)e->at_len * model->dim;
+        float *row = row_of(e, e->at_len);
         for (uint32_t j = 0; j < model->dim; j++) {
             row[j] = (float)(e->sum[j] / (double)e->lens[e->at_len]);
             e->sum[j] = 0;
         }
     } else if (e->kind == EVALUATE_EMBED_CLS || e->kind == EVALUATE_EMBED_LAST) {
-        float *row = e->out + (uint64_t)e->at_len * model->dim;
+        float *row = row_of(e, e->at_len);
         for (uint32_t j = 0; j < model->dim; j++) {
             row[j] += 0.0f; /* a sum of one: -0 becomes 0, as in the mean */
         }
@@ -238,11 +252,10 @@ int evaluate_step(struct evaluate *e, const struct model *model, struct forward 
                                          .seqs = e->seqs,
                                          .positions = e->positions,
                                          .flags = e->flags };
-    bool by_token = e->kind == EVALUATE_LOGITS || e->kind == EVALUATE_EMBED_NONE;
     bool by_sequence = e->kind == EVALUATE_EMBED_CLS || e->kind == EVALUATE_EMBED_LAST;
-    float *rows = by_token      ? e->out + e->at_id * e->n_cols
-                  : by_sequence ? e->out + e->at_len * e->n_cols
-                                : e->scratch;
+    float *rows = is_by_token(e->kind) ? row_of(e, e->at_id)
+                  : by_sequence        ? row_of(e, e->at_len)
+                                       : e->scratch;
     bool logits = wants_logits(e->kind);
     if (forward_step(forward, kv, &batch, logits ? rows : NULL, logits ? NULL : rows, err) < 0) {
         return -1;

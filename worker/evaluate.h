@@ -38,6 +38,9 @@ struct evaluate {
     uint32_t n_lens;
     uint64_t n_rows, n_cols; /* of the result; 0 rows for perplexity */
     float *out; /* borrowed (n_rows, n_cols); set by the caller before the first step */
+    uint64_t
+        out_row; /* row of the result at `out`: a caller who takes rows away as they are ready (evaluate_ready) moves it up and
+                       * needs room for those of one step only */
     /* where it stands */
     int64_t seq; /* cache slot of the current sequence, or -1: it has to be seated */
     bool seq_ended;
@@ -67,6 +70,9 @@ int evaluate_init(struct evaluate *e, const struct model *model, enum evaluate_k
 void evaluate_clear(struct evaluate *e);
 
 bool evaluate_done(const struct evaluate *e);
+
+/* How many rows of the result are complete. */
+uint64_t evaluate_ready(const struct evaluate *e);
 
 /* Rows that the next step wants of at most max_rows: an encoder takes a sequence whole. */
 uint32_t evaluate_rows(const struct evaluate *e, const struct model *model, uint32_t max_rows);

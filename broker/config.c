@@ -297,6 +297,8 @@ static int set_sampling(struct config_sampling *s, const char *key, const char *
         { "dry_base", &s->dry_base, 1, 100, CONFIG_DRY_BASE },
         { "mirostat_tau", &s->mirostat_tau, 0, 100, CONFIG_MIROSTAT_TAU },
         { "mirostat_eta", &s->mirostat_eta, 0, 1, CONFIG_MIROSTAT_ETA },
+        { "adaptive_target", &s->adaptive_target, -1, 1, CONFIG_ADAPTIVE_TARGET },
+        { "adaptive_decay", &s->adaptive_decay, 0, 0.99, CONFIG_ADAPTIVE_DECAY },
     }, whole[] = {
         { "dry_allowed_length", &s->dry_allowed_length, 1, LIMIT_CTX_TOKENS,
           CONFIG_DRY_ALLOWED_LENGTH },

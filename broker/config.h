@@ -22,7 +22,7 @@ struct config_sampling {
     uint32_t has; /* bit i: field i of the table in config.c */
     float temp, top_p, min_p, typical_p, repeat_penalty, presence_penalty, frequency_penalty;
     float dynatemp_range, dynatemp_exponent, top_n_sigma, xtc_probability, xtc_threshold,
-        dry_multiplier, dry_base, mirostat_tau, mirostat_eta;
+        dry_multiplier, dry_base, mirostat_tau, mirostat_eta, adaptive_target, adaptive_decay;
     float dry_allowed_length, dry_penalty_last_n, mirostat; /* whole numbers */
     int32_t top_k, repeat_last_n;
 };
@@ -48,6 +48,8 @@ enum {
     CONFIG_MIROSTAT = 1 << 18,
     CONFIG_MIROSTAT_TAU = 1 << 19,
     CONFIG_MIROSTAT_ETA = 1 << 20,
+    CONFIG_ADAPTIVE_TARGET = 1 << 21,
+    CONFIG_ADAPTIVE_DECAY = 1 << 22,
 };
 
 struct config_alias {

@@ -44,7 +44,7 @@ static int read_numbers(struct journal_params *p, const Hearth__Sampling *s,
         FIELD(top_p, 0, 1, CONFIG_TOP_P),
         FIELD(min_p, 0, 1, CONFIG_MIN_P),
         FIELD(typical_p, 0, 1, CONFIG_TYPICAL_P),
-        FIELD(repeat_penalty, 0.01, 100, CONFIG_REPEAT_PENALTY),
+        FIELD(repeat_penalty, 0.01f, 100, CONFIG_REPEAT_PENALTY),
         FIELD(presence_penalty, -100, 100, CONFIG_PRESENCE_PENALTY),
         FIELD(frequency_penalty, -100, 100, CONFIG_FREQUENCY_PENALTY),
         FIELD(dynatemp_range, 0, 100, CONFIG_DYNATEMP_RANGE),
@@ -59,6 +59,8 @@ static int read_numbers(struct journal_params *p, const Hearth__Sampling *s,
         FIELD(mirostat_tau, 0, 100, CONFIG_MIROSTAT_TAU),
         FIELD(mirostat_eta, 0, 1, CONFIG_MIROSTAT_ETA),
         WHOLE(mirostat, 0, 2, CONFIG_MIROSTAT),
+        FIELD(adaptive_target, -1, 1, CONFIG_ADAPTIVE_TARGET),
+        FIELD(adaptive_decay, 0, 0.99f, CONFIG_ADAPTIVE_DECAY),
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         if (rows[i].given && !(rows[i].value >= rows[i].min && rows[i].value <= rows[i].max)) {
@@ -129,7 +131,8 @@ static int read_order(struct journal_params *p, ProtobufCBinaryData text, struct
         if (which == JOURNAL_N_SAMPLERS) {
             return err_set(err, ERR_BAD_INPUT,
                            "samplers: '%s' is none; there are penalties, dry, top_n_sigma, top_k, "
-                           "typ_p, top_p, min_p, xtc, temperature, with ; in between",
+                           "typ_p, top_p, min_p, xtc, temperature, adaptive_p, with ; in "
+                           "between",
                            name);
         }
         for (uint32_t i = 0; i < p->n_samplers; i++) {
@@ -163,10 +166,13 @@ static int read_sampling(struct request_draft *d, const Hearth__Sampling *s,
         .dry_penalty_last_n = MESSAGE_DRY_PENALTY_LAST_N,
         .mirostat_tau = MESSAGE_MIROSTAT_TAU,
         .mirostat_eta = MESSAGE_MIROSTAT_ETA,
+        .adaptive_target = MESSAGE_ADAPTIVE_TARGET,
+        .adaptive_decay = MESSAGE_ADAPTIVE_DECAY,
     };
     if (read_numbers(p, s, a, err) < 0) {
         return -1;
     }
+    p->adaptive_p = p->adaptive_target >= 0;
     if (s && s->has_top_k) {
         p->top_k = s->top_k;
     } else if (a && (a->has & CONFIG_TOP_K)) {

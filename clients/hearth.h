@@ -76,9 +76,10 @@ struct hearth_sampling {
 
     bool has_dynatemp_range, has_dynatemp_exponent, has_top_n_sigma, has_xtc_probability,
         has_xtc_threshold, has_dry_multiplier, has_dry_base, has_dry_allowed_length,
-        has_dry_penalty_last_n, has_mirostat, has_mirostat_tau, has_mirostat_eta;
+        has_dry_penalty_last_n, has_mirostat, has_mirostat_tau, has_mirostat_eta,
+        has_adaptive_target, has_adaptive_decay;
     float dynatemp_range, dynatemp_exponent, top_n_sigma, xtc_probability, xtc_threshold,
-        dry_multiplier, dry_base, mirostat_tau, mirostat_eta;
+        dry_multiplier, dry_base, mirostat_tau, mirostat_eta, adaptive_target, adaptive_decay;
     int32_t dry_allowed_length, dry_penalty_last_n;
     uint32_t mirostat; /* 0, 1, 2 */
     /* Texts and lists, borrowed for the call. */

@@ -65,6 +65,8 @@ static void fill_sampling(Hearth__Sampling *to, const struct hearth_sampling *s,
     FIELD(mirostat, mirostat);
     FIELD(mirostat_tau, mirostat_tau);
     FIELD(mirostat_eta, mirostat_eta);
+    FIELD(adaptive_target, adaptive_target);
+    FIELD(adaptive_decay, adaptive_decay);
 #undef FIELD
     to->has_ignore_eos = true;
     to->ignore_eos = s->ignore_eos;

@@ -34,6 +34,7 @@ static const char *const sampler_names[JOURNAL_N_SAMPLERS] = {
     [JOURNAL_MIN_P] = "min_p",
     [JOURNAL_XTC] = "xtc",
     [JOURNAL_TEMPERATURE] = "temperature",
+    [JOURNAL_ADAPTIVE_P] = "adaptive_p",
 };
 
 const char *journal_sampler_name(enum journal_sampler sampler)

@@ -26,7 +26,7 @@
 
 #define JOURNAL_MAGIC   0x314c4e4a48545248ull
 #define JOURNAL_VERSION 1
-#define JOURNAL_LAYOUT  3 /* changes with any struct below */
+#define JOURNAL_LAYOUT  4 /* changes with any struct below */
 
 enum journal_state {
     JOURNAL_FREE = 0, /* the slot names no request */
@@ -80,6 +80,7 @@ enum journal_sampler {
     JOURNAL_MIN_P,
     JOURNAL_XTC,
     JOURNAL_TEMPERATURE,
+    JOURNAL_ADAPTIVE_P, /* the draw itself: acts last, wherever it is named */
     JOURNAL_N_SAMPLERS,
 };
 
@@ -110,6 +111,8 @@ struct journal_params {
     int32_t dry_penalty_last_n; /* -1: the whole context */
     float mirostat_tau, mirostat_eta;
     int32_t mirostat; /* 0: off; version 1 or 2 */
+    float adaptive_target, adaptive_decay;
+    uint32_t adaptive_p; /* 0: off */
     uint32_t n_breakers, n_banned;
     uint32_t n_samplers; /* 0: the default order */
     uint8_t samplers[12];
@@ -177,7 +180,8 @@ struct journal_record {
     uint16_t n_alternatives;
     uint32_t n_bytes;
     uint32_t n_cached; /* prompt positions that were reused; in every record of a turn */
-    float surprise;    /* of the token in bits, as mirostat saw it; 0 without */
+    float
+        feedback; /* of the token, for the samplers with a state: mirostat its surprise in bits, adaptive-p its probability; else 0 */
 };
 
 struct journal_alternative {
@@ -274,7 +278,7 @@ struct journal_writer {
 int journal_writer_init(struct journal_writer *w, const struct journal *j, uint32_t slot,
                         uint32_t generation, uint32_t epoch, struct err *err);
 
-/* Writes and commits one record. In `record` only token, logprob, surprise, flags, end, code, n_alternatives, n_cached are
+/* Writes and commits one record. In `record` only token, logprob, feedback, flags, end, code, n_alternatives, n_cached are
  * read.
  * ERR_FULL when the reserved room is not enough (a bug of the reservation: the caller ends the request). */
 int journal_append(struct journal_writer *w, const struct journal_record *record,

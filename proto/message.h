@@ -29,6 +29,8 @@
 #define MESSAGE_DRY_PENALTY_LAST_N 64
 #define MESSAGE_MIROSTAT_TAU       5.0f
 #define MESSAGE_MIROSTAT_ETA       0.1f
+#define MESSAGE_ADAPTIVE_TARGET    (-1.0f)
+#define MESSAGE_ADAPTIVE_DECAY     0.9f
 /* What dynatemp_range, xtc_probability, dry_multiplier and mirostat are without being asked for is 0: off. The breakers
  * of DRY are a line's end, a colon, a quote, an asterisk (broker/submit.c). */
 

@@ -14,7 +14,7 @@
 struct candidate {
     float logit;
     int32_t id;
-    double key; /* scratch of typical-p */
+    double key; /* scratch of typical-p and adaptive-p */
 };
 
 struct candidates {

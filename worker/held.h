@@ -15,7 +15,7 @@
 
 struct held_token {
     struct sampler_choice choice;
-    double mu; /* mirostat's, before it */
+    struct sampler_mark before;
 };
 
 struct held {

@@ -58,6 +58,12 @@ void sampler_init(struct sampler *s, const struct journal_params *p)
     for (int i = 0; p->n_samplers == 0 && i < JOURNAL_N_SAMPLERS; i++) {
         s->order[s->n_order++] = (enum journal_sampler)i;
     }
+    bool named = false;
+    for (uint32_t i = 0; i < s->n_order; i++) {
+        named = named || s->order[i] == JOURNAL_ADAPTIVE_P;
+    }
+    adaptive_init(&s->adaptive, named && p->adaptive_p != 0 && s->mirostat.version == 0,
+                  sane(p->adaptive_target, 0), sane(p->adaptive_decay, 0));
     if (s->repeat_penalty <= 0) {
         s->repeat_penalty = 1;
     }
@@ -347,7 +353,9 @@ int sampler_choose(struct sampler_work *w, const struct sampler *s, const float 
     if (greedy) {
         choice->token = candidates_likeliest(&w->c);
     } else if (s->mirostat.version != 0) {
-        choice->token = mirostat_draw(&s->mirostat, &w->c, w->n_vocab, u, &choice->surprise);
+        choice->token = mirostat_draw(&s->mirostat, &w->c, w->n_vocab, u, &choice->feedback);
+    } else if (s->adaptive.on) {
+        choice->token = adaptive_draw(&s->adaptive, &w->c, u, &choice->feedback);
     } else {
         choice->token = candidates_draw(&w->c, u);
     }
@@ -357,7 +365,22 @@ int sampler_choose(struct sampler_work *w, const struct sampler *s, const float 
     return 0;
 }
 
-void sampler_follow(struct sampler *s, float surprise)
+void sampler_follow(struct sampler *s, float feedback)
 {
-    mirostat_follow(&s->mirostat, surprise);
+    mirostat_follow(&s->mirostat, feedback);
+    adaptive_follow(&s->adaptive, feedback);
+}
+
+struct sampler_mark sampler_mark(const struct sampler *s)
+{
+    return (struct sampler_mark){ .mirostat_mu = s->mirostat.mu,
+                                  .adaptive_sum = s->adaptive.sum,
+                                  .adaptive_weight = s->adaptive.weight };
+}
+
+void sampler_rewind(struct sampler *s, const struct sampler_mark *to)
+{
+    s->mirostat.mu = to->mirostat_mu;
+    s->adaptive.sum = to->adaptive_sum;
+    s->adaptive.weight = to->adaptive_weight;
 }

@@ -1,6 +1,7 @@
 /* Logits to a token: a pure function of the logits, the parameters, the committed tokens and (seed, position). Sums run in
  * double in a fixed order, ties go to the lower id, so the same inputs give the same token on any run. Nothing is kept
- * between tokens but scratch memory, and mirostat's mu, which is walked along the committed records. Worker, loop thread.
+ * between tokens but scratch memory, and what mirostat and adaptive-p carry on, which is walked along the committed records.
+ * Worker, loop thread.
  *
  * First biases and tokens that are refused; then the steps in the request's order, which by itself is
  *   penalties    repeat_penalty r: l > 0 ? l / r : l * r, then l - count * frequency - presence, for each token in the
@@ -8,8 +9,9 @@
  *   dry          dry.h
  *   top_n_sigma, top_k, typ_p, top_p, min_p, xtc     candidates.h
  *   temperature  l / temp; with dynatemp_range r it goes from temp - r to temp + r by (entropy / ln n)^exponent
- * and a draw. With temp 0 (and no range) the likeliest after penalties and dry is taken, whatever the rest says; with
- * mirostat (mirostat.h) the draw is its own and the filters are left out.
+ * and a draw: adaptive-p's (adaptive.h) when it is on and named by the order, wherever that names it. With temp 0 (and no
+ * range) the likeliest after penalties and dry is taken, whatever the rest says; with mirostat (mirostat.h) the draw is its own
+ * and the filters are left out.
  * The window of the penalties is the last repeat_last_n tokens of prompt and answer; -1: all of them, 0: none.
  * Log-probabilities are those of the model: of the logits as they came, before any of this. */
 #pragma once
@@ -21,6 +23,7 @@
 #include "proto/journal.h"
 #include "proto/limits.h"
 #include "proto/pieces.h"
+#include "worker/adaptive.h"
 #include "worker/dry.h"
 #include "worker/mirostat.h"
 
@@ -38,7 +41,8 @@ struct sampler {
     float dynatemp_range, dynatemp_exponent;
     float top_n_sigma, xtc_probability, xtc_threshold;
     struct dry dry;
-    struct mirostat mirostat; /* its mu is of the tokens so far: sampler_follow */
+    struct mirostat mirostat; /* of the tokens so far, as what follows: sampler_follow */
+    struct adaptive adaptive;
     uint32_t n_order;
     enum journal_sampler order[JOURNAL_N_SAMPLERS];
 };
@@ -55,8 +59,9 @@ void sampler_work_destroy(struct sampler_work **work);
 
 struct sampler_choice {
     int32_t token;
-    float logprob;  /* with logprobs, else 0 */
-    float surprise; /* with mirostat, else 0; goes into the record */
+    float logprob; /* with logprobs, else 0 */
+    float
+        feedback; /* of the token: mirostat its surprise, adaptive-p its probability, else 0; goes into the record */
     uint32_t n_alternatives;
     struct journal_alternative alternatives[LIMIT_ALTERNATIVES]; /* most likely first */
 };
@@ -74,5 +79,12 @@ int sampler_choose(struct sampler_work *work, const struct sampler *s, const flo
                    const int32_t *tokens, uint64_t n_tokens, const struct sampler_refused *refused,
                    struct sampler_choice *choice, struct err *err);
 
-/* A token of this surprise was chosen, or stands in the log: called once for each, in order. */
-void sampler_follow(struct sampler *s, float surprise);
+/* A token of this feedback was chosen, or stands in the log: called once for each, in order. */
+void sampler_follow(struct sampler *s, float feedback);
+
+/* What the samplers with a state carry on, to go back to. */
+struct sampler_mark {
+    double mirostat_mu, adaptive_sum, adaptive_weight;
+};
+struct sampler_mark sampler_mark(const struct sampler *s);
+void sampler_rewind(struct sampler *s, const struct sampler_mark *to);

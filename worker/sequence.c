@@ -122,7 +122,7 @@ static int replay(struct sequence *s, struct err *err)
             const uint8_t *bytes = pieces_bytes(s->pieces, r->token, false, &len);
             stops_push(&s->stops, bytes, len, out, &n_out);
             s->tokens[s->n_tokens++] = r->token;
-            sampler_follow(&s->sampler, r->surprise);
+            sampler_follow(&s->sampler, r->feedback);
         }
         s->ended = (r->flags & JOURNAL_ENDED) != 0;
         if (s->ended) {
@@ -251,7 +251,7 @@ static int commit(struct sequence *s, uint32_t pos, const struct sampler_choice 
         .flags = JOURNAL_TOKEN,
         .token = choice->token,
         .logprob = choice->logprob,
-        .surprise = choice->surprise,
+        .feedback = choice->feedback,
         .n_alternatives = (uint16_t)choice->n_alternatives,
     };
     bool cut = !stopped && is_cut(s, pos + 1);
@@ -306,18 +306,19 @@ static int take_back(struct sequence *s, uint32_t pos, struct err *err)
     if (held_refuse(h, pos, s->tokens[pos], err) < 0) {
         return -1;
     }
-    s->sampler.mirostat.mu = h->tokens[pos - first].mu;
+    sampler_rewind(&s->sampler, &h->tokens[pos - first].before);
     h->n = pos - first;
     s->n_tokens = pos;
     s->rewound = true;
     return 0;
 }
 
-static int hold(struct sequence *s, const struct sampler_choice *choice, double mu, struct err *err)
+static int hold(struct sequence *s, const struct sampler_choice *choice,
+                const struct sampler_mark *before, struct err *err)
 {
     struct held *h = s->held;
     assert(h->n < BANNED_HELD_MAX);
-    h->tokens[h->n++] = (struct held_token){ .choice = *choice, .mu = mu };
+    h->tokens[h->n++] = (struct held_token){ .choice = *choice, .before = *before };
     uint32_t from = s->n_tokens, left = 0;
     switch (banned_look(&h->banned, s->pieces, s->tokens, s->n_prompt, s->n_tokens, &from)) {
     case BANNED_WHOLE:
@@ -346,10 +347,10 @@ int sequence_accept(struct sequence *s, const struct sampler_choice *choice, str
         uint32_t n_out = stops_flush(&s->stops, out);
         return s->ended ? 0 : append(s, &end, NULL, out, n_out, err);
     }
-    double mu = s->sampler.mirostat.mu;
+    struct sampler_mark before = sampler_mark(&s->sampler);
     s->tokens[s->n_tokens++] = choice->token;
-    sampler_follow(&s->sampler, choice->surprise);
-    return s->held ? hold(s, choice, mu, err) : commit(s, s->n_tokens - 1, choice, err);
+    sampler_follow(&s->sampler, choice->feedback);
+    return s->held ? hold(s, choice, &before, err) : commit(s, s->n_tokens - 1, choice, err);
 }
 
 struct sampler_refused sequence_refused(const struct sequence *s)

@@ -36,6 +36,8 @@
         { "dry_base", FIELD_NUMBER, AT(dry_base), 1, 100, NULL },                                  \
         { "mirostat_tau", FIELD_NUMBER, AT(mirostat_tau), 0, 100, NULL },                          \
         { "mirostat_eta", FIELD_NUMBER, AT(mirostat_eta), 0, 1, NULL },                            \
+        { "adaptive_target", FIELD_NUMBER, AT(adaptive_target), -1, 1, NULL },                     \
+        { "adaptive_decay", FIELD_NUMBER, AT(adaptive_decay), 0, 0.99, NULL },                     \
         { "dry_allowed_length", FIELD_INT, AT(dry_allowed_length), 1, LIMIT_CTX_TOKENS, NULL },    \
         { "dry_penalty_last_n", FIELD_INT, AT(dry_penalty_last_n), -1, LIMIT_CTX_TOKENS, NULL },   \
         { "mirostat", FIELD_INT, AT(mirostat), 0, 2, NULL },                                       \

@@ -12,7 +12,8 @@ struct raw {
         *dry_sequence_breakers, *banned_strings, *banned_tokens, *suffix;
     bool stream, ignore_eos, parallel_tool_calls, add_generation_prompt, continue_final_message;
     struct field_number dynatemp_range, dynatemp_exponent, top_n_sigma, xtc_probability,
-        xtc_threshold, dry_multiplier, dry_base, mirostat_tau, mirostat_eta;
+        xtc_threshold, dry_multiplier, dry_base, mirostat_tau, mirostat_eta, adaptive_target,
+        adaptive_decay;
     struct field_int dry_allowed_length, dry_penalty_last_n, mirostat;
     struct field_number temperature, top_p, min_p, typical_p, presence, frequency, repeat;
     struct field_int max_tokens, max_completion_tokens, n, best_of, seed, top_k, repeat_last_n,

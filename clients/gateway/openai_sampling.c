@@ -195,6 +195,8 @@ int openai_read_sampling(struct openai_request *r, const struct raw *raw, struct
     NUMBER(dry_base, dry_base);
     NUMBER(mirostat_tau, mirostat_tau);
     NUMBER(mirostat_eta, mirostat_eta);
+    NUMBER(adaptive_target, adaptive_target);
+    NUMBER(adaptive_decay, adaptive_decay);
 #undef NUMBER
 #define INTEGER(name, type)                                                                        \
     s->has_##name = raw->name.given;                                                               \

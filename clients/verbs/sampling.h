@@ -14,11 +14,12 @@ struct sampling_options {
     bool has_temp, has_top_p, has_min_p, has_typical_p, has_repeat_penalty, has_presence_penalty,
         has_frequency_penalty, has_top_k, has_repeat_last_n, has_seed, has_logprobs, has_n_max;
     double dynatemp_range, dynatemp_exponent, top_n_sigma, xtc_probability, xtc_threshold,
-        dry_multiplier, dry_base, mirostat_tau, mirostat_eta;
+        dry_multiplier, dry_base, mirostat_tau, mirostat_eta, adaptive_target, adaptive_decay;
     int64_t dry_allowed_length, dry_penalty_last_n, mirostat;
     bool has_dynatemp_range, has_dynatemp_exponent, has_top_n_sigma, has_xtc_probability,
         has_xtc_threshold, has_dry_multiplier, has_dry_base, has_dry_allowed_length,
-        has_dry_penalty_last_n, has_mirostat, has_mirostat_tau, has_mirostat_eta;
+        has_dry_penalty_last_n, has_mirostat, has_mirostat_tau, has_mirostat_eta,
+        has_adaptive_target, has_adaptive_decay;
     const char *samplers, *priority, *flow;
     double deadline;
     bool has_deadline;
@@ -77,12 +78,17 @@ struct sampling_options {
                      "1 or 2: steady surprise in place of the filters; 0: off"),                    \
         SAMPLING_ROW(s, "mirostat-tau", mirostat_tau, OPTION_FLOAT, "T", "its surprise; 5"),        \
         SAMPLING_ROW(s, "mirostat-eta", mirostat_eta, OPTION_FLOAT, "E", "how fast; 0.1"),          \
+        SAMPLING_ROW(s, "adaptive-target", adaptive_target, OPTION_FLOAT, "P",                      \
+                     "draw tokens of about this probability; -1: off"),                             \
+        SAMPLING_ROW(s, "adaptive-decay", adaptive_decay, OPTION_FLOAT, "D",                        \
+                     "how long it remembers, to 0.99; 0.9"),                                        \
         { "samplers",                                                                               \
           0,                                                                                        \
           OPTION_STRING,                                                                            \
           &(s).samplers,                                                                            \
           "A;B;...",                                                                                \
-          "their order: penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature",         \
+          "their order: "                                                                           \
+          "penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature;adaptive_p",           \
           NULL },                                                                                   \
         { "banned-string",                                                                          \
           0,                                                                                        \

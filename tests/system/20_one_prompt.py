@@ -54,6 +54,7 @@ def every_sampler_acts(house):
     word = greedy.split()[5]
     for options in (("--mirostat", 1, "--mirostat-tau", 8), ("--mirostat", 2, "--mirostat-tau", 8),
                     ("--xtc-probability", 1, "--xtc-threshold", 0.05), ("--dynatemp-range", 0.7, "--temp", 0.9),
+                    ("--adaptive-target", 0.1), ("--adaptive-target", 0.5, "--adaptive-decay", 0.5, "--samplers", "adaptive_p;min_p"),
                     ("--top-n-sigma", 1, "--temp", 1.5), ("--samplers", "temperature;min_p", "--temp", 1.5),
                     ("--temp", 1, "--dry-multiplier", 2, "--dry-base", 3, "--dry-allowed-length", 1,
                      "--dry-sequence-breaker", "")):
@@ -61,6 +62,8 @@ def every_sampler_acts(house):
         assert len(answers) == 1, (options, answers)
         assert text("--seed", 3) not in answers or options[0] == "--top-n-sigma", options
     # At temperature 0 only what is penalised, banned or refused changes anything.
+    assert text("--temp", 0, "--adaptive-target", 0.1) == greedy
+    assert text("--seed", 3, "--adaptive-target", 0.1, "--samplers", "min_p;temperature") == text("--seed", 3, "--samplers", "min_p;temperature")
     assert text("--temp", 0, "--xtc-probability", 1, "--mirostat", 2, "--samplers", "top_k") == greedy
     once = text("--temp", 0, "--dry-multiplier", 50, "--dry-allowed-length", 1, "--dry-sequence-breaker", "", "--dry-penalty-last-n", -1)
     words = once.split()
@@ -75,6 +78,7 @@ def every_sampler_acts(house):
     stopped = house.hearth("complete", "--temp", 0, "-n", 60, "--stop", word, "--banned-string", word + " never", PROMPT)
     assert stopped.stdout.decode() == greedy[:greedy.index(word)], stopped
     for options in (("--samplers", "top_k;nope"), ("--samplers", "top_k;top_k"), ("--mirostat", 3),
+                    ("--adaptive-target", 1.5), ("--adaptive-decay", 1),
                     ("--xtc-probability", 2), ("--banned-token", 1 << 20), ("--banned-string", ""),
                     ("--dry-allowed-length", 0)):
         refused = house.hearth("complete", "-n", 4, *options, PROMPT, check=False)

@@ -17,6 +17,7 @@ ROLES = ["worker", "worker", "broker", "loader"]
 
 # A part of the jobs asks for samplers whose state is of the tokens so far; "the" is in every story.
 SAMPLERS = [(), (), (), ("--mirostat", 2, "--mirostat-tau", 3), ("--mirostat", 1, "--mirostat-tau", 4),
+            ("--adaptive-target", 0.3), ("--adaptive-target", 0.2, "--adaptive-decay", 0.99, "--banned-string", "the"),
             ("--banned-string", "the", "--banned-string", " was a"),
             ("--dry-multiplier", 0.8, "--xtc-probability", 0.5, "--dynatemp-range", 0.4, "--top-n-sigma", 2)]
 

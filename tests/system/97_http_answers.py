@@ -146,7 +146,8 @@ def every_sampler(house):
     body = {"model": "hearth-tiny", "prompt": "Once upon a time", "max_tokens": 12}
     texts = {post(house, "/v1/completions", dict(body, **every))["choices"][0]["text"] for _ in range(2)}
     assert len(texts) == 1
-    for more in ({"mirostat": 1}, {"mirostat": 2, "mirostat_tau": 3, "mirostat_eta": 0.2}, {"samplers": "min_p;temperature"},
+    for more in ({"mirostat": 1}, {"mirostat": 2, "mirostat_tau": 3, "mirostat_eta": 0.2}, {"adaptive_target": 0.3, "adaptive_decay": 0.99},
+                 {"adaptive_target": 0.3, "samplers": ["adaptive_p", "min_p"]}, {"samplers": "min_p;temperature"},
                  {"dry_sequence_breakers": []}):
         assert post(house, "/v1/completions", dict(body, **more))["choices"][0]["text"]
     for field, value in (("samplers", "top_k;nonsense"), ("samplers", [1]), ("banned_tokens", ["a"]), ("banned_tokens", [-1]),

@@ -15,7 +15,8 @@ EDGES = ["0", "-1", "1", "2", "0.5", "1.5", "-0.0", "1e-400", "1e308", "-1e308",
          "\"1\"", "\"\"", "true", "[]", "[1]", "{}", "null", "01", "+1", ".5", "1.", "0x10"]
 NUMBERS = ["max_tokens", "temperature", "top_p", "top_k", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "repeat_penalty",
            "repeat_last_n", "seed", "n", "dynatemp_range", "dynatemp_exponent", "top_n_sigma", "xtc_probability", "xtc_threshold",
-           "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "mirostat", "mirostat_tau", "mirostat_eta"]
+           "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "mirostat", "mirostat_tau", "mirostat_eta",
+           "adaptive_target", "adaptive_decay"]
 
 
 def raw(body, *headers, path="/v1/completions", method="POST", version="HTTP/1.1", host="Host: localhost"):

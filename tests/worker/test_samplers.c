@@ -1,4 +1,4 @@
-/* Candidates, DRY, mirostat and banned strings against cases computed by hand. */
+/* Candidates, DRY, mirostat, adaptive-p and banned strings against cases computed by hand. */
 #include "tests/test.h"
 
 #include <math.h>
@@ -378,6 +378,145 @@ static void mirostat_one_estimates_zipf(void **state)
     }
 }
 
+/* ---- adaptive-p ---- */
+
+/* The mean of the chosen tokens' probabilities, the last `n` counting most, written out as one sum. */
+static double mean_of(const double *chosen, int n, double target, double decay)
+{
+    double sum = target / (1 - decay) * pow(decay, n), weight = pow(decay, n) / (1 - decay);
+    for (int i = 0; i < n; i++) {
+        sum += chosen[i] * pow(decay, n - 1 - i);
+        weight += pow(decay, n - 1 - i);
+    }
+    return sum / weight;
+}
+
+/* Which of six a draw by u is to give when aim is aimed at; -1 when u is too near an edge to tell. */
+static int drawn(double aim, double u)
+{
+    double weight[6], sum = 0, mass = 0;
+    for (int i = 0; i < 6; i++) {
+        double distance = fabs(six[i] - aim) / 0.3;
+        weight[i] = exp(5 - 10 * pow(distance, 2) / (1 + distance));
+        sum += weight[i];
+    }
+    for (int i = 0; i < 6; i++) {
+        mass += weight[i] / sum;
+        if (fabs(u - mass) < 1e-5) {
+            return -1;
+        }
+        if (u < mass) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+static void adaptive_p_draws_near_its_aim(void **state)
+{
+    (void)state;
+    static const double targets[] = { 0, 0.05, 0.3, 0.6, 1 }, decays[] = { 0, 0.5, 0.9, 0.99 };
+    static double chosen[200];
+    for (size_t t = 0; t < 5; t++) {
+        for (size_t d = 0; d < 4; d++) {
+            double target = (double)(float)targets[t], decay = (double)(float)decays[d];
+            decay = decay > 0.99 ? 0.99 : decay;
+            struct adaptive a;
+            int seen = 0;
+            adaptive_init(&a, true, (float)targets[t], (float)decays[d]);
+            for (int n = 0; n < 200; n++) {
+                double aim = 2 * target - mean_of(chosen, n, target, decay);
+                double u = rng_uniform(t * 10 + d, (uint64_t)n, 0, RNG_TOKEN);
+                int want = drawn(aim < 0 ? 0 : aim > 1 ? 1 : aim, u);
+                float p = -1;
+                make(six, 6);
+                c.scale = 0.5; /* the temperature has acted: what is given is the root of six */
+                for (int i = 0; i < 6; i++) {
+                    set[i].logit *= 0.5f;
+                }
+                int32_t id = adaptive_draw(&a, &c, u, &p);
+                assert_true(want < 0 || id == want);
+                assert_float_equal(p, six[id], 1e-6); /* as it was, not as it was drawn */
+                chosen[n] = six[id];
+                seen |= 1 << id;
+                adaptive_follow(&a, p);
+            }
+            assert_true((seen & (seen - 1)) != 0); /* more than one */
+        }
+    }
+}
+
+/* Near a target that the tokens have, the mean of what is chosen comes to it; off, nothing is followed. */
+static void adaptive_p_reaches_its_target(void **state)
+{
+    (void)state;
+    struct adaptive a;
+    double sum = 0;
+    float p;
+    adaptive_init(&a, true, 0.3f, 0.9f);
+    for (int n = 0; n < 2000; n++) {
+        make(six, 6);
+        adaptive_draw(&a, &c, rng_uniform(1, (uint64_t)n, 0, RNG_TOKEN), &p);
+        adaptive_follow(&a, p);
+        sum += (double)p;
+    }
+    assert_float_equal(sum / 2000, 0.3,
+                       0.03); /* by itself the draw's mean is 0.29, of an even one 0.17 */
+    adaptive_init(&a, false, 0.3f, 0.9f);
+    double before = a.sum;
+    adaptive_follow(&a, 1);
+    assert_float_equal(a.sum, before, 0);
+}
+
+/* It is the draw when it is asked for and the order names it, wherever; never at temperature 0 or beside mirostat. */
+static void adaptive_p_acts_when_named(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t asked, n_samplers;
+        uint8_t samplers[3];
+        float temp;
+        int32_t mirostat;
+        bool acts;
+    } rows[] = {
+        { 1, 0, { 0 }, 1, 0, true },
+        { 0, 0, { 0 }, 1, 0, false },
+        { 1, 2, { JOURNAL_ADAPTIVE_P, JOURNAL_TOP_K }, 1, 0, true },
+        { 1, 2, { JOURNAL_TOP_K, JOURNAL_TEMPERATURE }, 1, 0, false },
+        { 1, 0, { 0 }, 1, 2, false },
+        { 1, 0, { 0 }, 0, 0, false },
+    };
+    float logits[N_PIECES] = { 3, 2, 1 };
+    struct err err;
+    for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
+        struct journal_params params = { .temp = rows[r].temp,
+                                         .top_p = 1,
+                                         .typical_p = 1,
+                                         .top_k = 3,
+                                         .repeat_penalty = 1,
+                                         .adaptive_p = rows[r].asked,
+                                         .adaptive_target = 0.05f,
+                                         .adaptive_decay = 0.9f,
+                                         .mirostat = rows[r].mirostat,
+                                         .mirostat_tau = 50,
+                                         .n_samplers = rows[r].n_samplers };
+        struct sampler s;
+        int n_likeliest = 0;
+        memcpy(params.samplers, rows[r].samplers, sizeof rows[r].samplers);
+        sampler_init(&s, &params);
+        for (uint64_t at = 0; at < 200; at++) {
+            params.seed = at;
+            s.seed = at;
+            assert_ok(sampler_choose(work, &s, logits, NULL, 0, NULL, &choice, &err), err);
+            n_likeliest += choice.token == 0;
+            bool told = rows[r].mirostat != 0 || rows[r].acts;
+            assert_int_equal(choice.feedback > 0, told);
+        }
+        /* Of the three 0.67 is the likeliest's share; aimed at 0.05, it comes seldom. */
+        assert_true(rows[r].acts ? n_likeliest < 20 : n_likeliest > 40);
+    }
+}
+
 /* ---- banned strings ---- */
 
 static enum banned_state look(const struct banned *b, const char *text, uint32_t n_prompt,
@@ -504,6 +643,9 @@ int main(void)
         cmocka_unit_test(dry_grows_with_the_repetition),
         cmocka_unit_test(mirostat_two_cuts_at_mu),
         cmocka_unit_test(mirostat_one_estimates_zipf),
+        cmocka_unit_test(adaptive_p_draws_near_its_aim),
+        cmocka_unit_test(adaptive_p_reaches_its_target),
+        cmocka_unit_test(adaptive_p_acts_when_named),
         cmocka_unit_test(banned_strings_are_seen_coming),
         cmocka_unit_test(the_longest_string_is_found),
         cmocka_unit_test(refusals_belong_to_positions),

@@ -214,7 +214,7 @@ static void a_new_worker_goes_on(void **state)
     goes_on(&params, NULL, &whole);
 }
 
-/* Mirostat's mu is in the log; the others keep nothing. */
+/* What mirostat and adaptive-p carry on is in the log; the others keep nothing. */
 static void mirostat_goes_on(void **state)
 {
     (void)state;
@@ -240,6 +240,18 @@ static void mirostat_one_and_dry_go_on(void **state)
     params.dry_base = 1.75f;
     params.dry_allowed_length = 1;
     params.dry_penalty_last_n = -1;
+    goes_on(&params, NULL, &whole);
+}
+
+static void adaptive_p_goes_on(void **state)
+{
+    (void)state;
+    static struct answer whole;
+    struct journal_params params = house_params(40);
+    params.temp = 1;
+    params.adaptive_p = 1;
+    params.adaptive_target = 0.2f;
+    params.adaptive_decay = 0.95f;
     goes_on(&params, NULL, &whole);
 }
 
@@ -544,6 +556,7 @@ int main(void)
         TEST(a_new_worker_goes_on),
         TEST(mirostat_goes_on),
         TEST(mirostat_one_and_dry_go_on),
+        TEST(adaptive_p_goes_on),
         TEST(xtc_and_the_others_go_on),
         TEST(banned_strings_go_on),
         TEST(a_new_broker_is_told),

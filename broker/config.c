@@ -1,7 +1,6 @@
 #include "broker/config.h"
 
 #include <errno.h>
-#include <math.h>
 #include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +8,8 @@
 #include <strings.h>
 
 #include <ini.h>
+
+#include "proto/size.h"
 
 #define RAM_SHARE_NUM 3 /* of the machine's memory that models may take when nobody says */
 #define RAM_SHARE_DEN 4
@@ -43,29 +44,10 @@ void config_clear(struct config *c)
 
 int config_size(const char *text, uint64_t *bytes, struct err *err)
 {
-    char *end;
-    errno = 0;
-    double value = strtod(text, &end);
-    static const char units[] = "KMGT";
-    double scale = 1;
-    if (end != text && *end) {
-        for (int i = 0; units[i]; i++) {
-            if ((*end & ~0x20) == units[i]) {
-                scale = (double)(1ull << (10 * (i + 1)));
-                end++;
-                if (strcasecmp(end, "iB") == 0 || strcasecmp(end, "B") == 0) {
-                    end += strlen(end);
-                }
-                break;
-            }
-        }
-    }
-    if (end == text || *end || errno || !isfinite(value) || value < 0 || value * scale > 0x1p62) {
-        return err_set(err, ERR_USAGE, "%s is not a size; write 24G, 512M or a count of bytes",
-                       text);
-    }
-    *bytes = (uint64_t)(value * scale);
-    return 0;
+    return size_parse(text, bytes)
+               ? 0
+               : err_set(err, ERR_USAGE, "%s is not a size; write 24G, 512M or a count of bytes",
+                         text);
 }
 
 static int take_text(char *out, size_t size, const char *value, struct err *err)

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/size.h"
+
 #define HELP_COLUMN 30 /* where the explanations begin */
 
 _Noreturn void options_fail(const struct program *program, const char *format, ...)
@@ -18,32 +20,6 @@ _Noreturn void options_fail(const struct program *program, const char *format, .
     va_end(args);
     fprintf(stderr, "; hearth %s --help tells more\n", program->verb);
     exit(2);
-}
-
-bool options_size(const char *text, uint64_t *bytes)
-{
-    char *end;
-    errno = 0;
-    double value = strtod(text, &end);
-    if (end == text || errno || !isfinite(value) || value < 0) {
-        return false;
-    }
-    static const char units[] = "KMGT";
-    const char *unit = *end ? strchr(units, *end & ~0x20) : NULL;
-    if (unit && *unit) {
-        value *= (double)(1ull << (10 * (unit - units + 1)));
-        end++;
-    }
-    if (strcmp(end, "iB") == 0) {
-        end += 2;
-    } else if (strcmp(end, "B") == 0) {
-        end++;
-    }
-    if (*end || value >= 0x1p63) {
-        return false;
-    }
-    *bytes = (uint64_t)value;
-    return true;
 }
 
 /* ---- what the table tells ---- */
@@ -192,7 +168,7 @@ static void take_value(const struct program *program, const struct option *o, co
         break;
     }
     case OPTION_SIZE:
-        if (!options_size(text, o->target)) {
+        if (!size_parse(text, o->target)) {
             options_fail(program, "%s wants a size like 512M or 4G, not '%s'", shown, text);
         }
         break;

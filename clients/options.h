@@ -48,6 +48,3 @@ int options_parse(const struct program *program, const struct option *table, int
 /* "hearth ask: what" on stderr, then exit 2. */
 _Noreturn void options_fail(const struct program *program, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
-
-/* "1.5G" as bytes; false when it is none. */
-bool options_size(const char *text, uint64_t *bytes);

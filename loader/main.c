@@ -6,7 +6,6 @@
  * By hand, for tests and timing: --out-fd N names the segment, the log says the rest.
  *
  * The order is the security: open every file, the ring and the threads; restrict; then parse the first byte. */
-#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <math.h>
@@ -24,6 +23,7 @@
 #include "proto/log.h"
 #ifdef HEARTH_TEXT_MAIN
 #include "loader/text/serve.h"
+#include "proto/size.h"
 #endif
 
 struct options {
@@ -39,24 +39,9 @@ struct options {
     float lora_scale;
 };
 
-/* Bytes with an optional K, M, G or T (binary). */
 static int parse_size(const char *text, const char *name, uint64_t *out, struct err *err)
 {
-    char *end;
-    errno = 0;
-    unsigned long long value = strtoull(text, &end, 10);
-    static const char units[] = "KMGT";
-    unsigned shift = 0;
-    if (end > text && *end) {
-        const char *unit = strchr(units, *end & ~0x20);
-        shift = unit ? 10 * ((unsigned)(unit - units) + 1) : 0;
-        end += unit ? 1 : 0;
-    }
-    if (errno || end == text || *end || *text == '-' || value > UINT64_MAX >> shift) {
-        return err_set(err, ERR_USAGE, "%s %s: not a size", name, text);
-    }
-    *out = value << shift;
-    return 0;
+    return size_parse(text, out) ? 0 : err_set(err, ERR_USAGE, "%s %s: not a size", name, text);
 }
 
 static int parse_int(const char *text, const char *name, int *out, struct err *err)

@@ -7,6 +7,7 @@
 
 #include "clients/hearth.h"
 #include "clients/options.h"
+#include "clients/whole.h"
 #include "loader/text/template/template.h"
 #include "proto/json.h"
 
@@ -45,45 +46,6 @@ static const struct option table[] = {
       NULL },
     { 0 },
 };
-
-/* The whole of a file; NULL with err. */
-static char *read_file(const char *path, size_t *len, struct err *err)
-{
-    FILE *f = strcmp(path, "-") == 0 ? stdin : fopen(path, "rb");
-    char *text = NULL;
-    size_t cap = 0;
-    *len = 0;
-    if (!f) {
-        err_set_errno(err, ERR_IO, "open %s", path);
-        return NULL;
-    }
-    do {
-        if (*len == cap) {
-            cap = cap ? cap * 2 : 1u << 16;
-            char *grown = cap > FILE_MAX ? NULL : realloc(text, cap);
-            if (!grown) {
-                err_set(err, ERR_NO_FIT, "%s is larger than %u MiB", path, FILE_MAX >> 20);
-                goto fail;
-            }
-            text = grown;
-        }
-        *len += fread(text + *len, 1, cap - *len, f);
-    } while (!feof(f) && !ferror(f));
-    if (ferror(f)) {
-        err_set_errno(err, ERR_IO, "read %s", path);
-        goto fail;
-    }
-    if (f != stdin) {
-        fclose(f);
-    }
-    return text;
-fail:
-    free(text);
-    if (f != stdin) {
-        fclose(f);
-    }
-    return NULL;
-}
 
 static struct json *spans_json(const struct template_output *out)
 {
@@ -149,7 +111,7 @@ static struct json *answer_line(const char *line, size_t len)
         const char *p = json_as_str(text, &n);
         answer = render_text(p, n, input);
     } else if (json_kind(file) == JSON_STRING) {
-        char *p = read_file(json_as_str(file, NULL), &n, &err);
+        char *p = whole_read(json_as_str(file, NULL), FILE_MAX, &n, &err);
         answer = p ? render_text(p, n, input) : error_json("input", err.text);
         free(p);
     } else {
@@ -184,8 +146,8 @@ static int run_one(struct err *err)
     struct template *t = NULL;
     struct template_output out = { .text = NULL };
     int rc = -1;
-    if (!(text = read_file(options.file, &text_len, err)) ||
-        !(input_text = read_file(options.input, &input_len, err)) ||
+    if (!(text = whole_read(options.file, FILE_MAX, &text_len, err)) ||
+        !(input_text = whole_read(options.input, FILE_MAX, &input_len, err)) ||
         !(input = json_parse(input_text, input_len, err)) ||
         !(t = template_compile(text, text_len, err)) ||
         template_render(t, input, options.now, &out, err) < 0) {
@@ -217,7 +179,7 @@ static int run_model(struct err *err)
 {
     size_t input_len, len;
     struct hearth_error error;
-    char *input = read_file(options.input, &input_len, err);
+    char *input = whole_read(options.input, FILE_MAX, &input_len, err);
     struct hearth *h = input ? hearth_open(options.run, "template", &error) : NULL;
     struct hearth_text ask = { .model = options.model,
                                .op = HEARTH_RENDER,

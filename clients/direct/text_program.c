@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "clients/whole.h"
 #include "proto/base64.h"
 #include "proto/utf8.h"
 
@@ -60,45 +61,10 @@ void put_text_object(FILE *out, const char *bytes, size_t len)
 
 /* ---- the run ---- */
 
-static char *read_all(size_t *len, struct err *err)
-{
-    size_t cap = 1 << 16;
-    char *text = malloc(cap);
-    *len = 0;
-    for (;;) {
-        if (!text) {
-            err_set(err, ERR_NO_MEMORY, "standard input of more than %zu bytes", *len);
-            return NULL;
-        }
-        *len += fread(text + *len, 1, cap - *len, stdin);
-        if (*len < cap) {
-            break;
-        }
-        if (cap > TEXT_PROGRAM_INPUT_MAX) {
-            free(text);
-            err_set(err, ERR_NO_FIT, "standard input is longer than %u bytes",
-                    TEXT_PROGRAM_INPUT_MAX);
-            return NULL;
-        }
-        char *grown = realloc(text, cap * 2);
-        if (!grown) {
-            free(text);
-        }
-        text = grown;
-        cap *= 2;
-    }
-    if (ferror(stdin)) {
-        err_set_errno(err, ERR_IO, "read standard input");
-        free(text);
-        return NULL;
-    }
-    return text;
-}
-
 static int run_whole(const struct text_program *p, struct vocabulary *v, struct err *err)
 {
     size_t len;
-    char *input = read_all(&len, err);
+    char *input = whole_read("-", TEXT_PROGRAM_INPUT_MAX, &len, err);
     if (!input) {
         return -1;
     }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "clients/verbs/look.h"
+#include "proto/size.h"
 
 #define LOOK_MS 200
 #define CELLS   24
@@ -55,9 +56,9 @@ static void draw(struct bar *bar, const struct json *loading)
     }
     cells[CELLS] = 0;
     fprintf(stderr, "\r%.30s [%s] %3.0f %%, %s of %s", bar->model, cells, 100 * part,
-            verb_size(bytes, there), verb_size(of, all));
+            size_print(bytes, there), size_print(of, all));
     if (per_s) {
-        fprintf(stderr, ", %s/s", verb_size(per_s, rate));
+        fprintf(stderr, ", %s/s", size_print(per_s, rate));
     }
     fputs("\033[K", stderr);
     fflush(stderr);

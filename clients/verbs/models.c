@@ -1,5 +1,6 @@
 /* hearth models: what can be asked. */
 #include "clients/verbs/look.h"
+#include "proto/size.h"
 
 static const struct program program = {
     "models",
@@ -32,7 +33,7 @@ int main(int argc, char **argv)
             snprintf(ctx, sizeof ctx, "%lld", (long long)look_int(m, "ctx"));
         }
         printf("%-32s %-10s %-10s %-10s %s\n", look_str(m, "name"), look_str(m, "state"),
-               verb_size((unsigned long long)look_int(m, "size_bytes"), size), look_str(m, "arch"),
+               size_print((unsigned long long)look_int(m, "size_bytes"), size), look_str(m, "arch"),
                ctx);
     }
     json_destroy(&status);

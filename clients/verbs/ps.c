@@ -1,5 +1,6 @@
 /* hearth ps: requests in flight. */
 #include "clients/verbs/look.h"
+#include "proto/size.h"
 
 static const struct program program = {
     "ps",
@@ -24,12 +25,12 @@ static void print_ledger(const struct verb *v, const struct json *status)
     for (size_t i = 0; i < json_len(rows); i++) {
         const struct json *r = json_at(rows, i);
         printf("%-10s %12s %12s  %s\n", look_str(r, "kind"),
-               verb_size((unsigned long long)look_int(r, "used_bytes"), used),
-               verb_size((unsigned long long)look_int(r, "bytes"), size), look_str(r, "name"));
+               size_print((unsigned long long)look_int(r, "used_bytes"), used),
+               size_print((unsigned long long)look_int(r, "bytes"), size), look_str(r, "name"));
     }
     printf("%-10s %12s %12s  weights and state, of ram_budget\n", "all models",
-           verb_size((unsigned long long)look_int(memory, "ram_used_bytes"), used),
-           verb_size((unsigned long long)look_int(memory, "ram_budget_bytes"), size));
+           size_print((unsigned long long)look_int(memory, "ram_used_bytes"), used),
+           size_print((unsigned long long)look_int(memory, "ram_budget_bytes"), size));
 }
 
 int main(int argc, char **argv)

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "clients/verbs/look.h"
+#include "proto/size.h"
 
 static const struct program program = {
     "status",
@@ -49,13 +50,13 @@ static void print_status(const struct json *s)
         printf(", %s", look_str(d, "isa"));
     }
     if (look_int(d, "memory_bytes")) {
-        printf(", %s", verb_size((unsigned long long)look_int(d, "memory_bytes"), total));
+        printf(", %s", size_print((unsigned long long)look_int(d, "memory_bytes"), total));
     }
     printf("\nmemory   %s of %s for weights and state; journal %s of %s\n",
-           verb_size((unsigned long long)look_int(m, "ram_used_bytes"), used),
-           verb_size((unsigned long long)look_int(m, "ram_budget_bytes"), budget),
-           verb_size((unsigned long long)look_int(m, "journal_used_bytes"), (char[32]){ 0 }),
-           verb_size((unsigned long long)look_int(m, "journal_bytes"), total));
+           size_print((unsigned long long)look_int(m, "ram_used_bytes"), used),
+           size_print((unsigned long long)look_int(m, "ram_budget_bytes"), budget),
+           size_print((unsigned long long)look_int(m, "journal_used_bytes"), (char[32]){ 0 }),
+           size_print((unsigned long long)look_int(m, "journal_bytes"), total));
     const struct json *models = json_find(s, "models");
     for (size_t i = 0; i < json_len(models); i++) {
         const struct json *one = json_at(models, i);

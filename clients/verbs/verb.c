@@ -6,6 +6,9 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "clients/whole.h"
+#include "proto/limits.h"
+
 void verb_fail(struct verb *v, const struct hearth_error *error)
 {
     fprintf(stderr, "hearth %s: %s\n", v->program->verb, error->text);
@@ -64,32 +67,6 @@ bool verb_colored(const struct verb *v, FILE *stream)
     return !(no && *no) && isatty(fileno(stream));
 }
 
-char *verb_read_all(FILE *stream, size_t *len)
-{
-    size_t size = 4096, used = 0, got;
-    char *text = malloc(size);
-    while (text && (got = fread(text + used, 1, size - used - 1, stream)) > 0) {
-        used += got;
-        if (size - used < 2) {
-            size *= 2;
-            char *larger = realloc(text, size);
-            if (!larger) {
-                free(text);
-            }
-            text = larger;
-        }
-    }
-    if (text && ferror(stream)) {
-        free(text);
-        return NULL;
-    }
-    if (text) {
-        text[used] = 0;
-        *len = used;
-    }
-    return text;
-}
-
 char *verb_prompt(struct verb *v, int n_args, char **args, size_t *len)
 {
     /* Piped input comes first; a "-" asks for it by name, also from a terminal. */
@@ -100,9 +77,11 @@ char *verb_prompt(struct verb *v, int n_args, char **args, size_t *len)
         }
     }
     size_t piped_len = 0;
-    char *piped = want_stdin ? verb_read_all(stdin, &piped_len) : NULL;
+    struct err err = { 0 };
+    char *piped = want_stdin ? whole_read("-", LIMIT_PAYLOAD_BYTES, &piped_len, &err) : NULL;
     if (want_stdin && !piped) {
-        options_fail(v->program, "standard input cannot be read");
+        fprintf(stderr, "hearth %s: %s\n", v->program->verb, err.text);
+        exit(verb_close(v, err_exit_code(err.code)));
     }
     size_t size = piped_len + 3;
     for (int i = 0; i < n_args; i++) {
@@ -132,18 +111,5 @@ char *verb_prompt(struct verb *v, int n_args, char **args, size_t *len)
     }
     text[used] = 0;
     *len = used;
-    return text;
-}
-
-const char *verb_size(unsigned long long bytes, char text[32])
-{
-    static const char *const units[] = { "B", "KiB", "MiB", "GiB", "TiB" };
-    double value = (double)bytes;
-    size_t unit = 0;
-    while (value >= 1024 && unit + 1 < sizeof units / sizeof units[0]) {
-        value /= 1024;
-        unit++;
-    }
-    snprintf(text, 32, unit ? "%.1f %s" : "%.0f %s", value, units[unit]);
     return text;
 }

@@ -45,9 +45,3 @@ bool verb_colored(const struct verb *v, FILE *stream);
 /* The prompt of ask and complete: piped stdin first, then the arguments, joined by a space or an empty line; "-" is stdin.
  * malloc'd; exits with code 2 when there is none. */
 char *verb_prompt(struct verb *v, int n_args, char **args, size_t *len);
-
-/* All of a stream, malloc'd, NUL-terminated; NULL on a read error. */
-char *verb_read_all(FILE *stream, size_t *len);
-
-/* "3.4 GiB", "12 MiB": into text. */
-const char *verb_size(unsigned long long bytes, char text[32]);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "clients/verbs/verb.h"
+#include "proto/size.h"
 
 static const struct program program = {
     "yield",
@@ -12,24 +13,6 @@ static const struct program program = {
     "Returns when the memory is free. Without --for it is lent until `hearth yield 0`. SIZE is "
     "taken off ram_budget.",
 };
-
-/* "12G", "512M" */
-static uint64_t size_of(const char *text)
-{
-    static const char units[] = "KMGT";
-    char *end;
-    double value = strtod(text, &end);
-    const char *unit = *end ? strchr(units, *end & ~0x20) : NULL;
-    if (unit) {
-        value *= (double)(1ull << 10 * (unit - units + 1));
-        end++;
-        end += strncmp(end, "iB", 2) == 0 ? 2 : *end == 'B';
-    }
-    if (end == text || *end || !(value >= 0 && value < 0x1p62)) {
-        options_fail(&program, "%s is not a size; write 12G or 512M", text);
-    }
-    return (uint64_t)value;
-}
 
 /* "90", "90s", "10m", "2h" */
 static uint32_t seconds_of(const char *text)
@@ -58,7 +41,10 @@ int main(int argc, char **argv)
     if (n != (all ? 0 : 1)) {
         options_fail(&program, "how much? SIZE, --all, or 0 to take it back");
     }
-    uint64_t bytes = all ? UINT64_MAX : size_of(argv[0]), left, of;
+    uint64_t bytes = UINT64_MAX, left, of;
+    if (!all && !size_parse(argv[0], &bytes)) {
+        options_fail(&program, "%s is not a size; write 12G or 512M", argv[0]);
+    }
     uint32_t seconds = duration ? seconds_of(duration) : 0;
     struct hearth_error error;
     char left_text[32], of_text[32];
@@ -70,8 +56,8 @@ int main(int argc, char **argv)
         printf("{\"lent_bytes\":%llu,\"models_bytes\":%llu}\n", (unsigned long long)(of - left),
                (unsigned long long)left);
     } else {
-        fprintf(stderr, "hearth yield: %s of %s for models\n", verb_size(left, left_text),
-                verb_size(of, of_text));
+        fprintf(stderr, "hearth yield: %s of %s for models\n", size_print(left, left_text),
+                size_print(of, of_text));
     }
     return verb_close(&v, 0);
 }

@@ -1,4 +1,5 @@
 /* Options by table: what is taken, what is refused with exit code 2, what --help, --man and --words print. */
+#include "proto/size.h"
 #include "tests/test.h"
 
 #include <sys/wait.h>
@@ -80,12 +81,12 @@ static void sizes_have_units(void **state)
     } good[] = { { "0", 0 },           { "17", 17 },           { "4K", 4096 }, { "2M", 2u << 20 },
                  { "1GiB", 1u << 30 }, { "1.5g", 3ull << 29 }, { "10B", 10 } };
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
-        assert_true(options_size(good[i].text, &bytes));
+        assert_true(size_parse(good[i].text, &bytes));
         assert_int_equal(bytes, good[i].bytes);
     }
     static const char *const bad[] = { "", "x", "-1", "4Q", "1e400", "nan", "5GG", "99999999999T" };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        assert_false(options_size(bad[i], &bytes));
+        assert_false(size_parse(bad[i], &bytes));
     }
 }
 

@@ -1,4 +1,5 @@
 /* What verbs share: conversations as JSON, sizes, ages, the status as JSON. */
+#include "proto/size.h"
 #include "tests/test.h"
 
 #include "clients/status_json.h"
@@ -28,9 +29,9 @@ static void sizes_and_ages_are_for_people(void **state)
 {
     (void)state;
     char text[32];
-    assert_string_equal(verb_size(0, text), "0 B");
-    assert_string_equal(verb_size(1536, text), "1.5 KiB");
-    assert_string_equal(verb_size(3ull << 30, text), "3.0 GiB");
+    assert_string_equal(size_print(0, text), "0 B");
+    assert_string_equal(size_print(1536, text), "1.5 KiB");
+    assert_string_equal(size_print(3ull << 30, text), "3.0 GiB");
     assert_string_equal(look_age(5, text), "5 s");
     assert_string_equal(look_age(600, text), "10 min");
     assert_string_equal(look_age(86400, text), "24 h");

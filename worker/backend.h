@@ -114,10 +114,12 @@ struct kv_row {
 
 enum op_norm_kind { OP_NORM_RMS, OP_NORM_LAYER };
 
-/* y_i = scale * W[ids_i], any dtype. y (n_rows, W.k), no alias. ids host, checked by the caller. */
+/* y_i = scale * W[ids_i], any dtype. y (n_rows, W.k), no alias. ids host, checked by the caller. An id below 0 is the token
+ * that op_sample left in fed[-1 - id]; only where there is such an op. */
 struct op_embed {
     const struct matrix *w;
     const int32_t *ids;
+    const int32_t *fed;
     uint32_t n_rows;
     float scale;
     float *y;
@@ -312,6 +314,66 @@ struct op_delta_net {
     uint32_t y_stride;
 };
 
+/* ---- tokens ---- */
+
+/* How the token of one row is chosen: worker/sampler.h, less what only the host does. Only integers are summed (mass.h), so the
+ * token is the host's, whatever the order of sums. `scale` is the temperature where a filter stands. */
+enum op_pick_kind {
+    OP_PICK_TOP_K, /* value: k > 0 */
+    OP_PICK_TOP_P, /* value: p < 1 */
+    OP_PICK_MIN_P, /* value: at most so much is added to the best logit (in double): scale * ln p, 0 or less */
+};
+
+struct op_pick_filter {
+    enum op_pick_kind kind;
+    float scale;
+    double value;
+};
+
+/* logit += add (-infinity: it cannot come); then, when count > 0, the penalties for that many times in the window. */
+struct op_pick_change {
+    int32_t token;
+    float add;
+    uint32_t count;
+};
+
+#define OP_PICK_FILTERS_MAX 4
+#define OP_PICK_CHANGES_MAX 500 /* of one row, each token once */
+#define OP_PICK_ROWS_MAX    64  /* of one op */
+
+struct op_pick {
+    uint32_t row;   /* of logits */
+    uint32_t slot;  /* of fed: where its token goes, no two alike */
+    uint32_t n_ids; /* may be chosen; below MASS_TOKENS_MAX */
+    bool greedy;    /* the best, after the changes */
+    bool follows;   /* what the slot holds before stands in the window once more */
+    bool weigh;     /* max and mass are wanted */
+    float scale;    /* of the draw */
+    uint64_t draw;  /* mass_draw of a number in [0, 1) */
+    float repeat, presence, frequency;
+    uint32_t n_filters;
+    struct op_pick_filter filters[OP_PICK_FILTERS_MAX]; /* one after another */
+    uint32_t first_change, n_changes;
+};
+
+struct op_picked {
+    int32_t token; /* -1: no logit is a finite number */
+    float logit;   /* of the model, as max and mass: before any change; mass at scale 1 */
+    float max;
+    uint64_t mass;
+};
+
+/* picked_i = the token of logits[picks_i.row], also in fed[slot] for the next step. logits (rows, stride) are lost. picks, changes
+ * host; picked host: written when the step has been waited for (finish, or leave of the next one), and the caller's till then. */
+struct op_sample {
+    float *logits;
+    uint32_t stride, n_rows, n_changes;
+    const struct op_pick *picks;
+    const struct op_pick_change *changes;
+    int32_t *fed;
+    struct op_picked *picked;
+};
+
 /* ---- a backend ---- */
 
 /* The largest shapes that ops will be asked for, so that no op allocates. */
@@ -403,9 +465,12 @@ struct backend_ops {
     uint64_t (*room)(struct backend *);
 
     /* A step's ops lie between step and finish, so that a device may take them as one launch; `key` names steps of one
-     * shape, 0 those that will hardly come again. finish: waits until all that ops were asked for is done. */
+     * shape, 0 those that will hardly come again. finish: waits until all that ops were asked for is done. leave: ends the step
+     * too, but waits only for the step that was left before it, so that the device always has one more to do. */
     int (*step)(struct backend *, uint64_t key, struct err *);
     int (*finish)(struct backend *, struct err *);
+    int (*leave)(struct backend *, struct err *);
+    int (*sample)(struct backend *, const struct op_sample *, struct err *); /* with leave */
     void (*close)(struct backend *);
 };
 

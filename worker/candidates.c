@@ -4,6 +4,8 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "worker/mass.h"
+
 /* ---- orders and heaps ---- */
 
 typedef bool before_fn(const struct candidate *a, const struct candidate *b);
@@ -128,14 +130,83 @@ double candidates_entropy(const struct candidates *c)
     return entropy_of(c, max, log(candidates_weight(c, max)));
 }
 
+uint64_t candidates_mass(struct candidates *c)
+{
+    float max = (float)candidates_max(c), scale = (float)c->scale;
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < c->n; i++) {
+        c->set[i].mass = mass_of(c->set[i].logit - max, scale);
+        sum += c->set[i].mass;
+    }
+    return sum;
+}
+
+double candidates_log_mass(uint64_t mass)
+{
+    return log((double)mass) - MASS_BITS * log(2);
+}
+
+/* ---- the first up to a mark ---- */
+
+/* Pivots that no file can be made for ahead. */
+static uint32_t next_pivot(uint32_t *state, uint32_t n)
+{
+    *state = *state * 1664525u + 1013904223u;
+    return (uint32_t)((uint64_t)*state * n >> 32);
+}
+
+/* Those likelier than a pivot stand before `at` afterwards, the pivot there. Returns their masses' sum. */
+static uint64_t divide(struct candidate *set, uint32_t from, uint32_t to, uint32_t pivot,
+                       uint32_t *at)
+{
+    struct candidate p = set[pivot];
+    uint64_t sum = 0;
+    set[pivot] = set[to - 1];
+    *at = from;
+    for (uint32_t i = from; i + 1 < to; i++) {
+        if (likelier(&set[i], &p)) {
+            struct candidate moved = set[i];
+            set[i] = set[*at];
+            set[(*at)++] = moved;
+            sum += moved.mass;
+        }
+    }
+    set[to - 1] = set[*at];
+    set[*at] = p;
+    return sum;
+}
+
+/* Brings those to the front at whose end the sum of masses, the likeliest first, passes mark, which is less than all of
+ * it: returns how many, of whom the last stands last. */
+static uint32_t up_to(struct candidate *set, uint32_t n, uint64_t mark)
+{
+    uint32_t from = 0, to = n, state = n;
+    while (to - from > 1) {
+        uint32_t at;
+        uint64_t before = divide(set, from, to, from + next_pivot(&state, to - from), &at);
+        if (mark < before) {
+            to = at;
+        } else if (mark - before < set[at].mass) {
+            return at + 1;
+        } else {
+            mark -= before + set[at].mass;
+            from = at + 1;
+        }
+    }
+    return from + 1;
+}
+
 /* ---- filters ---- */
 
 void candidates_top_k(struct candidates *c, uint32_t k)
 {
-    if (k > 0 && k < c->n) {
-        candidates_first(c, k);
-        keep_sorted(c, k);
+    if (k == 0 || k >= c->n) {
+        return;
     }
+    for (uint32_t i = 0; i < c->n; i++) {
+        c->set[i].mass = 1;
+    }
+    c->n = up_to(c->set, c->n, k - 1);
 }
 
 void candidates_typical(struct candidates *c, double typical_p)
@@ -159,16 +230,8 @@ void candidates_typical(struct candidates *c, double typical_p)
 
 void candidates_top_p(struct candidates *c, double top_p)
 {
-    double max = candidates_max(c);
-    double enough = top_p * candidates_weight(c, max), mass = 0;
-    uint32_t n = c->n, kept = 0;
-    heapify(c->set, n, likelier);
-    while (n > 0 && (kept == 0 || mass < enough)) {
-        struct candidate next = pop(c->set, &n, likelier);
-        mass += exp(log_weight(c, &next, max));
-        c->sorted[kept++] = next;
-    }
-    keep_sorted(c, kept);
+    uint64_t sum = candidates_mass(c);
+    c->n = up_to(c->set, c->n, mass_share(top_p, sum));
 }
 
 /* Keeps those whose logit is at least `least`; the likeliest is one of them. */
@@ -228,17 +291,10 @@ void candidates_xtc(struct candidates *c, double threshold)
 
 /* ---- the choice ---- */
 
-int32_t candidates_draw(const struct candidates *c, double u)
+int32_t candidates_draw(struct candidates *c, double u)
 {
-    double max = candidates_max(c);
-    double mark = u * candidates_weight(c, max), mass = 0;
-    for (uint32_t i = 0; i < c->n; i++) {
-        mass += exp(log_weight(c, &c->set[i], max));
-        if (mark < mass) {
-            return c->set[i].id;
-        }
-    }
-    return c->set[c->n - 1].id; /* not reached: mark < sum, and mass is the same sum */
+    uint64_t mark = mass_mark(mass_draw(u), candidates_mass(c));
+    return c->set[up_to(c->set, c->n, mark) - 1].id;
 }
 
 int32_t candidates_likeliest(const struct candidates *c)

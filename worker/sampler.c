@@ -166,7 +166,8 @@ static void penalise_one(const struct sampler *s, struct candidate *of, uint32_t
 {
     if (count > 0) {
         float l = of->logit > 0 ? of->logit / s->repeat_penalty : of->logit * s->repeat_penalty;
-        of->logit = l - ((float)count * s->frequency_penalty + s->presence_penalty);
+        l -= (float)count * s->frequency_penalty + s->presence_penalty;
+        of->logit = isnan(l) ? -INFINITY : l;
     }
 }
 
@@ -305,7 +306,7 @@ static void fill_logprobs(struct sampler_work *w, const struct sampler *s, const
         return;
     }
     double max = candidates_max(c);
-    double log_sum = log(candidates_weight(c, max));
+    double log_sum = candidates_log_mass(candidates_mass(c));
     choice->logprob = (float)((double)logits[choice->token] - max - log_sum);
     uint32_t k = s->n_alternatives < c->n ? s->n_alternatives : c->n;
     if (k > 0) {

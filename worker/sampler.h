@@ -1,5 +1,5 @@
-/* Logits to a token: a pure function of the logits, the parameters, the committed tokens and (seed, position). Sums run in
- * double in a fixed order, ties go to the lower id, so the same inputs give the same token on any run. Nothing is kept
+/* Logits to a token: a pure function of the logits, the parameters, the committed tokens and (seed, position). Sums are of
+ * integers or run in a fixed order, ties go to the lower id, so the same inputs give the same token on any run. Nothing is kept
  * between tokens but scratch memory, and what mirostat and adaptive-p carry on, which is walked along the committed records.
  * Worker, loop thread.
  *

@@ -18,7 +18,8 @@ import sys
 
 DECODE = {"few_kernel", "float_kernel", "quantise_kernel", "tiles_kernel", "attention_kernel", "merge_kernel",
           "store_kernel", "norm_kernel", "act_kernel", "add_kernel", "rope_kernel", "route_kernel",
-          "sum_kernel", "sort_kernel", "delta_kernel", "embed_kernel", "embed_float_kernel"}
+          "sum_kernel", "sort_kernel", "delta_kernel", "embed_kernel", "embed_float_kernel",
+          "sample_kernel"}
 ENTRY = re.compile(r"Compiling entry function '(?P<name>[^']+)' for '(?P<arch>sm_\w+)'"
                    r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes"
                    r".*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)", re.DOTALL)

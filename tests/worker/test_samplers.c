@@ -105,6 +105,47 @@ static void filters_see_the_temperature(void **state)
     assert_int_equal(left(), 0x0a);
 }
 
+/* top-k, top-p and the draw against a list in order: of random sets, some of them full of ties. */
+static void marks_are_passed_where_a_sorted_list_passes_them(void **state)
+{
+    (void)state;
+    for (uint32_t round = 0; round < 300; round++) {
+        uint32_t n = 2 + round % (N - 1);
+        uint64_t seed = round;
+        c = (struct candidates){ .set = set, .sorted = sorted, .n = n, .scale = 0.5 + round % 4 };
+        for (uint32_t i = 0; i < n; i++) {
+            double x = rng_uniform(seed, i, 0, RNG_TOKEN) * (round % 3 == 0 ? 3 : 12);
+            set[i] = (struct candidate){ .logit = (float)(round % 3 == 0 ? floor(x) : x),
+                                         .id = (int32_t)i };
+        }
+        struct candidate all[N];
+        uint64_t sum = candidates_mass(&c), passed = 0;
+        candidates_first(&c, n);
+        memcpy(all, c.sorted, n * sizeof *all);
+        double u = rng_uniform(seed, 99, 0, RNG_TOKEN), p = rng_uniform(seed, 98, 0, RNG_TOKEN);
+        int32_t drawn = candidates_draw(&c, u);
+        uint32_t at = 0, k = 1 + round % n;
+        for (passed = all[0].mass; (double)passed <= u * (double)sum; passed += all[at].mass) {
+            at++;
+        }
+        assert_int_equal(drawn, all[at].id);
+        candidates_top_p(&c, p);
+        for (at = 0, passed = all[0].mass; (double)passed < p * (double)sum;) {
+            passed += all[++at].mass;
+        }
+        assert_int_equal(c.n, at + 1);
+        for (uint32_t i = 0; i < c.n; i++) {
+            assert_true(c.set[i].logit > all[at].logit ||
+                        (c.set[i].logit == all[at].logit && c.set[i].id <= all[at].id));
+        }
+        memcpy(set, all, n * sizeof *all);
+        c.n = n;
+        candidates_top_k(&c, k);
+        assert_int_equal(c.n, k);
+        assert_int_equal(c.set[k - 1].id, all[k - 1].id);
+    }
+}
+
 /* ---- a whole sampler ---- */
 
 static struct sampler_work *work;
@@ -400,8 +441,13 @@ static int drawn(double aim, double u)
         weight[i] = exp(5 - 10 * pow(distance, 2) / (1 + distance));
         sum += weight[i];
     }
-    for (int i = 0; i < 6; i++) {
+    for (int n = 0; n < 6; n++) { /* the heaviest first */
+        int i = 0;
+        for (int k = 1; k < 6; k++) {
+            i = weight[k] > weight[i] ? k : i;
+        }
         mass += weight[i] / sum;
+        weight[i] = 0;
         if (fabs(u - mass) < 1e-5) {
             return -1;
         }
@@ -635,6 +681,7 @@ int main(void)
         cmocka_unit_test(xtc_leaves_the_last_of_the_top),
         cmocka_unit_test(top_n_sigma_measures_from_the_best),
         cmocka_unit_test(filters_see_the_temperature),
+        cmocka_unit_test(marks_are_passed_where_a_sorted_list_passes_them),
         cmocka_unit_test(the_order_changes_what_is_left),
         cmocka_unit_test(xtc_acts_as_often_as_asked),
         cmocka_unit_test(the_temperature_follows_the_entropy),

@@ -1,5 +1,5 @@
 /* The CUDA backend: its device, memory, stream and table of ops. Launches queue up on one stream; only download, finish,
- * close and a full ring of staged arrays wait for it. */
+ * leave (for the step before), close and a full block of staged arrays wait for it. */
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -71,9 +71,7 @@ static void cuda_close(struct backend *b)
     cuda_step_destroy(c);
     cuda_release(b, NULL, SIZE_MAX);
     cuda_free_all(c);
-    if (c->stage_host) {
-        (void)cudaFreeHost(c->stage_host);
-    }
+    cuda_stage_destroy(c);
     if (c->stream) {
         (void)cudaStreamDestroy(c->stream);
     }
@@ -119,6 +117,8 @@ static struct backend_ops make_ops(void)
     ops.room = cuda_room;
     ops.step = cuda_step_begin;
     ops.finish = cuda_step_end;
+    ops.leave = cuda_step_leave;
+    ops.sample = cuda_sample;
     ops.close = cuda_close;
     return ops;
 }

@@ -13,9 +13,11 @@
 
 #ifdef __cplusplus
 #define CUDA_STREAM cudaStream_t
+#define CUDA_EVENT  cudaEvent_t
 extern "C" {
 #else
 #define CUDA_STREAM void *
+#define CUDA_EVENT  void *
 #endif
 
 struct tile_tables;
@@ -27,6 +29,16 @@ struct cuda_tensor; /* one import: where it comes from, where it goes */
 struct cuda_step;
 struct cuda_mirror;
 struct cuda_uploads;
+
+/* What a step and the host share in pinned memory; two, so that the next step can be made while one runs. */
+struct cuda_block {
+    uint8_t *stage;           /* host arrays on their way */
+    struct op_picked *picked; /* [OP_PICK_ROWS_MAX], written by the sample kernel */
+    struct op_picked *to[OP_PICK_ROWS_MAX]; /* where the caller wants them */
+    uint32_t n_picked;
+    bool left; /* its step may still run; `done` says when it does not */
+    CUDA_EVENT done;
+};
 
 #define CUDA_ALLOC_ALIGN 512 /* of every allocation, in address and in what is counted */
 #define CUDA_STEPS_KEPT  32  /* graphs: batches of 1 to 16 rows, and as many shapes again */
@@ -55,8 +67,9 @@ struct cuda_backend {
     } sorted;
     float *partials; /* device: attention's spans */
     size_t n_partials;
-    uint8_t *stage_host,
-        *stage_device;            /* host arrays on their way: one block, pinned on this side */
+    struct cuda_block blocks[2];
+    uint32_t block;               /* of this step */
+    uint8_t *stage_device;        /* where a block's host arrays go, at the same places in every step */
     size_t stage_at, stage_sent;  /* filled so far; copied so far */
     struct cuda_step *step;       /* owned: the list of a step's launches, kept graphs */
     struct cuda_uploads *uploads; /* owned: buffers of weights on their way */
@@ -96,8 +109,10 @@ int cuda_clear(struct backend *b, void *memory, size_t size_bytes, struct err *e
 const void *cuda_stage(struct cuda_backend *c, const void *host, size_t size_bytes,
                        struct err *err);
 int cuda_stage_create(struct cuda_backend *c, struct err *err);
+void cuda_stage_destroy(struct cuda_backend *c);
 int cuda_stage_send(struct cuda_backend *c, struct err *err);
 int cuda_finish(struct backend *b, struct err *err);
+int cuda_block_leave(struct cuda_backend *c, struct err *err);
 
 /* step.cu: a step's launches as one graph. Steps of one key (not 0) are the same launches. */
 struct cuda_step_counts {
@@ -109,6 +124,7 @@ void cuda_step_destroy(struct cuda_backend *c);
 int cuda_step_begin(struct backend *b, uint64_t key, struct err *err);
 int cuda_step_flush(struct cuda_backend *c, struct err *err);
 int cuda_step_end(struct backend *b, struct err *err);
+int cuda_step_leave(struct backend *b, struct err *err);
 /* Graphs name memory that is gone: none is kept. */
 void cuda_step_forget(struct cuda_backend *c);
 struct cuda_step_counts cuda_step_counted(const struct backend *b);
@@ -157,6 +173,7 @@ int cuda_add(struct backend *b, const struct op_add *op, struct err *err);
 int cuda_gather(struct backend *b, const struct op_gather *op, struct err *err);
 int cuda_moe_route(struct backend *b, const struct op_moe_route *op, struct err *err);
 int cuda_moe_sum(struct backend *b, const struct op_moe_sum *op, struct err *err);
+int cuda_sample(struct backend *b, const struct op_sample *op, struct err *err);
 int cuda_delta_net(struct backend *b, const struct op_delta_net *op, struct err *err);
 
 #ifdef __cplusplus

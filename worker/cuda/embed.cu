@@ -5,16 +5,24 @@
 
 struct embed_args {
     struct device_matrix w;
-    const int32_t *ids;
+    const int32_t *ids, *fed;
     const struct tile_tables *tables;
     float scale;
     float *y;
 };
 
+/* Of the row: as the host says, or as the last step's sample kernel does. */
+static __device__ uint32_t id_of(const struct embed_args &a)
+{
+    int32_t id = a.ids[blockIdx.x];
+    id = id < 0 ? a.fed[-1 - id] : id;
+    return id < 0 ? 0 : (uint32_t)id; /* no token: its row is thrown away */
+}
+
 /* A thread for the eight values that a lane holds of the row's tile. */
 template <enum dtype T> static __global__ void embed_kernel(struct embed_args a)
 {
-    uint32_t id = (uint32_t)a.ids[blockIdx.x], g = id % 8, bottom = id % GROUP_ROWS / 8;
+    uint32_t id = id_of(a), g = id % 8, bottom = id % GROUP_ROWS / 8;
     const uint8_t *group = a.w.data + (uint64_t)(id / GROUP_ROWS) * a.w.row_bytes;
     float *y = a.y + (uint64_t)blockIdx.x * a.w.k;
     struct lane_book book = { codebook_source<T>(a.tables), 1, 0 };
@@ -35,7 +43,7 @@ template <enum dtype T> static __global__ void embed_kernel(struct embed_args a)
 
 template <enum dtype T> static __global__ void embed_float_kernel(struct embed_args a)
 {
-    const uint8_t *row = a.w.data + (uint64_t)a.ids[blockIdx.x] * a.w.row_bytes;
+    const uint8_t *row = a.w.data + (uint64_t)id_of(a) * a.w.row_bytes;
     float *y = a.y + (uint64_t)blockIdx.x * a.w.k;
     for (uint32_t j = threadIdx.x; j < a.w.k; j += blockDim.x) {
         y[j] = row_float<T>(row, j) * a.scale;
@@ -45,7 +53,7 @@ template <enum dtype T> static __global__ void embed_float_kernel(struct embed_a
 int cuda_embed(struct backend *b, const struct op_embed *op, struct err *err)
 {
     struct cuda_backend *c = cuda_of(b);
-    struct embed_args a = { device_matrix_of(op->w), NULL, c->tables, op->scale, op->y };
+    struct embed_args a = { device_matrix_of(op->w), NULL, op->fed, c->tables, op->scale, op->y };
     cuda_forget(c);
     c->sorted.experts = NULL; /* a step begins */
     if (op->n_rows == 0) {

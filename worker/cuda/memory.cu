@@ -1,5 +1,5 @@
-/* The device's memory: allocated when a model is loaded, counted against a budget, and the block of host arrays (page
- * tables, positions, ids) that launches read. Nothing here is called between the ops of a step but cuda_stage. */
+/* The device's memory: allocated when a model is loaded, counted against a budget, and the blocks of host arrays (page
+ * tables, positions, ids) that launches read and of tokens that they choose. Nothing here is called between the ops of a step but cuda_stage. */
 #include "worker/cuda/check.cuh"
 
 #include <stdlib.h>
@@ -160,12 +160,34 @@ int cuda_clear(struct backend *b, void *memory, size_t size_bytes, struct err *e
 
 int cuda_stage_create(struct cuda_backend *c, struct err *err)
 {
-    if (cuda_check(cudaHostAlloc((void **)&c->stage_host, STAGE_BYTES, cudaHostAllocDefault),
-                   "pinned memory", err) < 0) {
-        return -1;
+    for (struct cuda_block &block : c->blocks) {
+        if (cuda_check(cudaHostAlloc((void **)&block.stage, STAGE_BYTES, cudaHostAllocDefault),
+                       "pinned memory", err) < 0 ||
+            cuda_check(cudaHostAlloc((void **)&block.picked,
+                                     OP_PICK_ROWS_MAX * sizeof *block.picked, cudaHostAllocMapped),
+                       "pinned memory", err) < 0 ||
+            cuda_check(cudaEventCreateWithFlags(&block.done, cudaEventDisableTiming), "an event",
+                       err) < 0) {
+            return -1;
+        }
     }
     c->stage_device = (uint8_t *)cuda_alloc(&c->base, STAGE_BYTES, err);
     return c->stage_device ? 0 : -1;
+}
+
+void cuda_stage_destroy(struct cuda_backend *c)
+{
+    for (struct cuda_block &block : c->blocks) {
+        if (block.stage) {
+            (void)cudaFreeHost(block.stage);
+        }
+        if (block.picked) {
+            (void)cudaFreeHost(block.picked);
+        }
+        if (block.done) {
+            (void)cudaEventDestroy(block.done);
+        }
+    }
 }
 
 int cuda_stage_send(struct cuda_backend *c, struct err *err)
@@ -175,7 +197,8 @@ int cuda_stage_send(struct cuda_backend *c, struct err *err)
         return 0;
     }
     c->stage_sent = c->stage_at;
-    return cuda_check(cudaMemcpyAsync(c->stage_device + from, c->stage_host + from, size,
+    return cuda_check(cudaMemcpyAsync(c->stage_device + from,
+                                      c->blocks[c->block].stage + from, size,
                                       cudaMemcpyHostToDevice, c->stream),
                       "stage", err);
 }
@@ -190,12 +213,22 @@ const void *cuda_stage(struct cuda_backend *c, const void *host, size_t size_byt
         return NULL;
     }
     size_t at = c->stage_at;
-    memcpy(c->stage_host + at, host, size_bytes);
+    memcpy(c->blocks[c->block].stage + at, host, size_bytes);
     c->stage_at = (size_t)round_up(at + size_bytes, STAGE_ALIGN);
     if (!cuda_step_collecting(c->stream) && cuda_stage_send(c, err) < 0) {
         return NULL;
     }
     return c->stage_device + at;
+}
+
+/* The step of this block has ended: its tokens go to those who asked for them. */
+static void deliver(struct cuda_block *block)
+{
+    for (uint32_t i = 0; i < block->n_picked; i++) {
+        *block->to[i] = block->picked[i];
+    }
+    block->n_picked = 0;
+    block->left = false;
 }
 
 int cuda_finish(struct backend *b, struct err *err)
@@ -206,5 +239,23 @@ int cuda_finish(struct backend *b, struct err *err)
         return -1;
     }
     c->stage_at = c->stage_sent = 0; /* nobody reads it any more */
+    deliver(&c->blocks[c->block ^ 1]);
+    deliver(&c->blocks[c->block]);
+    return 0;
+}
+
+int cuda_block_leave(struct cuda_backend *c, struct err *err)
+{
+    struct cuda_block *block = &c->blocks[c->block], *before = &c->blocks[c->block ^ 1];
+    if (cuda_check(cudaEventRecord(block->done, c->stream), "step", err) < 0) {
+        return -1;
+    }
+    block->left = true;
+    if (before->left && cuda_check(cudaEventSynchronize(before->done), "step", err) < 0) {
+        return -1;
+    }
+    deliver(before);
+    c->block ^= 1;
+    c->stage_at = c->stage_sent = 0; /* the next copy waits in the stream for this step */
     return 0;
 }

@@ -349,18 +349,31 @@ int cuda_step_begin(struct backend *b, uint64_t key, struct err *err)
     s->segment = 0;
     s->collecting = key != 0;
     collecting = s->collecting ? s : NULL;
+    c->blocks[c->block].n_picked = 0;
     return 0;
+}
+
+static void collect_no_more(struct cuda_step *s)
+{
+    if (s) {
+        s->collecting = false;
+        collecting = collecting == s ? NULL : collecting;
+    }
 }
 
 int cuda_step_end(struct backend *b, struct err *err)
 {
-    struct cuda_backend *c = cuda_of(b);
     int rc = cuda_finish(b, err);
-    if (c->step) {
-        c->step->collecting = false;
-        collecting = collecting == c->step ? NULL : collecting;
-    }
+    collect_no_more(cuda_of(b)->step);
     return rc;
+}
+
+int cuda_step_leave(struct backend *b, struct err *err)
+{
+    struct cuda_backend *c = cuda_of(b);
+    int rc = cuda_step_flush(c, err);
+    collect_no_more(c->step);
+    return rc < 0 ? -1 : cuda_block_leave(c, err);
 }
 
 /* ---- life ---- */

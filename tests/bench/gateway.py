@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
 """What the HTTP gateway costs beside libhearth: tokens/s of 16 streams, time to the first token, a client that leaves, idle lines.
 
+Both sides submit 16 prompts of as many random ids in the same milliseconds and read greedily to the last token: libhearth's side is one
+program (`hearth bench -m`), so that no start of 16 programs is measured and the worker puts the prompts into like steps.
+
     tests/bench/gateway.py --bin BIN --models DIR --model NAME [--rounds 5] [--streams 16] [--tokens 32]"""
 import argparse
 import json
 import os
+import random
 import re
 import socket
 import statistics
@@ -30,10 +34,23 @@ from house import FIXTURES, House, wait_for  # noqa: E402 (it reads HEARTH_BIN)
 from web import alive, connection, port_of, post  # noqa: E402
 
 PROMPT = "Once upon a time"
+PROMPT_IDS = 5
+chance = random.Random(1)
 
 
-def all_at_once(work):
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(options.streams)]
+def over_http(house):
+    """Tokens/s from the first byte sent to the last one read."""
+    lines = [connection(house) for _ in range(options.streams)]
+    bodies = [json.dumps({"model": options.model, "prompt": [chance.randrange(3, 250) for _ in range(PROMPT_IDS)],
+                          "max_tokens": options.tokens, "temperature": 0, "ignore_eos": True, "stream": True}) for _ in lines]
+
+    def one(i):
+        lines[i].request("POST", "/v1/completions", bodies[i])
+        assert lines[i].getresponse().read().count(b"data: ") > 1
+
+    for c in lines:
+        c.connect()
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(options.streams)]
     begun = time.monotonic()
     for t in threads:
         t.start()
@@ -42,19 +59,12 @@ def all_at_once(work):
     return options.streams * options.tokens / (time.monotonic() - begun)
 
 
-def over_http(house):
-    def one(i):
-        c = connection(house)
-        c.request("POST", "/v1/completions", json.dumps({"model": options.model, "prompt": PROMPT, "max_tokens": options.tokens, "seed": i,
-                                                         "ignore_eos": True, "stream": True}))
-        assert c.getresponse().read().count(b"data: ") > 1
-    return all_at_once(one)
-
-
 def over_libhearth(house):
-    def one(i):
-        house.hearth("complete", "-m", options.model, "-n", options.tokens, "--seed", i, "--ignore-eos", PROMPT)
-    return all_at_once(one)
+    """The same from the first submission to the last commit."""
+    r = json.loads(house.hearth("bench", "-m", options.model, "-p", PROMPT_IDS, "-n", options.tokens - 1, "--parallel", options.streams,
+                                "-r", 1, "--json").stdout)
+    after_first = options.streams * (options.tokens - 1) / r["decode_tps"] if options.tokens > 1 else 0
+    return options.streams * options.tokens / (options.streams * PROMPT_IDS / r["prefill_tps"] + after_first)
 
 
 def first_token_http(house, c, ids):

@@ -70,6 +70,15 @@ template <class T> T __shfl_xor_sync(unsigned, T v, int with)
     return v;
 }
 
+template <class T> T __shfl_sync(unsigned, T v, unsigned from)
+{
+    uint32_t words[EMULATE_WORDS] = { 0 };
+    static_assert(sizeof v <= sizeof words, "too wide");
+    memcpy(words, &v, sizeof v);
+    memcpy(&v, emulate_share(words, EMULATE_WORDS)[from % 32], sizeof v);
+    return v;
+}
+
 /* One fibre at a time. */
 template <class T> T atomicAdd(T *to, T v)
 {

@@ -130,7 +130,7 @@ static void products(enum dtype dtype, uint32_t k, uint32_t m)
         check(got, want, (size_t)n * m, wide ? 0 : 1e-5, what);
         if (n == 1) {
             memcpy(first, got, m * sizeof *first);
-        } else if (n <= 16) {
+        } else {
             snprintf(what, sizeof what, "%s, %u x %u, column 0 of %u as alone", info->name, m, k,
                      n);
             check(got, first, m, 0, what);
@@ -265,7 +265,8 @@ int main(int argc, char **argv)
     for (int id = 0; id < DTYPE_N; id++) {
         const struct matrix w = { .name = "w", .dtype = (enum dtype)id };
         if (dtype_find((uint32_t)id) && gpu->ops->check_matrix(gpu, &w, &err) == 0) {
-            products((enum dtype)id, k, m);
+            bool halves = id == DTYPE_F16 || id == DTYPE_BF16; /* few rows stay off tensor cores */
+            products((enum dtype)id, k, halves && m < 530 ? 530 : m);
         }
     }
     for (size_t i = 0; i < sizeof kv_types / sizeof kv_types[0]; i++) {

@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 
-DECODE = {"few_kernel", "float_kernel", "quantise_kernel", "tiles_kernel", "attention_kernel", "merge_kernel",
+DECODE = {"few_kernel", "split_few_kernel", "float_kernel", "quantise_kernel", "tiles_kernel", "attention_kernel", "merge_kernel",
           "store_kernel", "norm_kernel", "act_kernel", "add_kernel", "rope_kernel", "route_kernel",
           "sum_kernel", "sort_kernel", "delta_kernel", "embed_kernel", "embed_float_kernel",
           "sample_kernel"}

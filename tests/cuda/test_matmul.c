@@ -105,6 +105,54 @@ static void products_agree_with_the_cpu(void **state)
     free(bias);
 }
 
+/* f16 and bf16 on tensor cores: near the CPU whatever the activations' size, and the same bits for any number of columns. */
+static void float_weights_on_tensor_cores(void **state)
+{
+    struct twins *t = *state;
+    enum { N = 131, KF = 600, MF = 37, EXPERTS = 14 }; /* so many rows in all that they go there */
+    static const enum dtype halves[] = { DTYPE_F16, DTYPE_BF16 };
+    static const uint32_t columns[] = { 1, 8, 9, 17, 40, N };
+    static const struct {
+        float scale;
+        uint32_t stride; /* odd: no row of x but the first is aligned */
+    } forms[] = { { 1, KF }, { 1e6f, KF + 1 }, { 1e-20f, KF } };
+    float *want = calloc((size_t)N * MF, 4), *got = calloc((size_t)N * MF, 4);
+    float *all = calloc((size_t)N * MF, 4), *bias = twins_floats(MF, 1e-21f, 4);
+    struct err err;
+    assert_true(want && got && all);
+    for (size_t i = 0; i < 2 * 3; i++) {
+        struct pair p;
+        uint32_t stride = forms[i / 2].stride;
+        float *x = twins_floats((size_t)N * (KF + 1), forms[i / 2].scale, 3);
+        make(t, halves[i % 2], KF, MF, EXPERTS, i % 2, &p);
+        struct op_matmul op = { .x = x, .x_stride = stride, .n_rows = N, .k = KF, .n_products = 1 };
+        op.products[0] = (struct op_product){ &p.cpu, bias, want, MF };
+        assert_ok(t->cpu->ops->matmul(t->cpu, &op, &err), err);
+        op.products[0] = (struct op_product){ &p.cuda, bias, all, MF };
+        assert_ok(t->cuda->ops->matmul(t->cuda, &op, &err), err);
+        for (uint32_t c = 0; c < N; c++) {
+            twins_compare(all + c * MF, want + c * MF, MF, 1e-5, dtype_get(halves[i % 2])->name);
+        }
+        op.products[0].y = got;
+        for (size_t n = 0; i < 4 && n < sizeof columns / sizeof columns[0]; n++) {
+            op.n_rows = columns[n];
+            assert_ok(t->cuda->ops->matmul(t->cuda, &op, &err), err);
+            assert_memory_equal(got, all, (size_t)columns[n] * MF * sizeof *got);
+        }
+        x[5] = INFINITY;
+        x[stride + 6] = NAN;
+        op.n_rows = 2;
+        assert_ok(t->cuda->ops->matmul(t->cuda, &op, &err), err);
+        assert_false(isfinite(got[0]) || isfinite(got[MF]));
+        drop(t, &p);
+        free(x);
+    }
+    free(want);
+    free(got);
+    free(all);
+    free(bias);
+}
+
 static void a_prompt_takes_several_blocks_of_columns(void **state)
 {
     struct twins *t = *state;
@@ -242,7 +290,14 @@ static void experts_agree_with_the_cpu(void **state)
 {
     struct twins *t = *state;
     enum { ROWS = 10, SHARE = 2, EXPERTS = 4 };
-    static const enum dtype some[] = { DTYPE_Q4_K, DTYPE_MXFP4, DTYPE_IQ3_S, DTYPE_BF16 };
+    static const struct {
+        enum dtype dtype;
+        uint32_t n; /* enough of them: float weights go to the tensor cores */
+    } some[] = { { DTYPE_Q4_K, EXPERTS },
+                 { DTYPE_MXFP4, EXPERTS },
+                 { DTYPE_IQ3_S, EXPERTS },
+                 { DTYPE_BF16, EXPERTS },
+                 { DTYPE_F16, 25 } };
     static const int32_t experts[ROWS] = { 0, 3, 3, 1, 0, 1, 3, 0, 1, 3 };
     static float want[ROWS * M], got[ROWS * M];
     float *x = twins_floats(ROWS / SHARE * K, 1, 5), *bias = twins_floats(EXPERTS * M, 1, 6);
@@ -250,7 +305,7 @@ static void experts_agree_with_the_cpu(void **state)
     struct err err;
     for (size_t i = 0; i < sizeof some / sizeof some[0]; i++) {
         struct pair p;
-        make(t, some[i], 512, M, EXPERTS, i % 2, &p);
+        make(t, some[i].dtype, 512, M, some[i].n, i % 2, &p);
         struct op_matmul_experts op = { .w = &p.cpu,
                                         .bias = bias,
                                         .scale = scale,
@@ -265,8 +320,8 @@ static void experts_agree_with_the_cpu(void **state)
         op.w = &p.cuda;
         op.y = got;
         assert_ok(t->cuda->ops->matmul_experts(t->cuda, &op, &err), err);
-        twins_compare(got, want, ROWS * M, some[i] == DTYPE_BF16 ? 1e-5 : 0,
-                      dtype_get(some[i])->name);
+        bool floats = quant_info(some[i].dtype)->sub == 0;
+        twins_compare(got, want, ROWS * M, floats ? 1e-5 : 0, dtype_get(some[i].dtype)->name);
         drop(t, &p);
     }
     free(x);
@@ -369,6 +424,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(look_ups_agree_with_the_cpu),
         cmocka_unit_test(products_agree_with_the_cpu),
+        cmocka_unit_test(float_weights_on_tensor_cores),
         cmocka_unit_test(a_prompt_takes_several_blocks_of_columns),
         cmocka_unit_test(a_group_of_products_is_each_alone),
         cmocka_unit_test(rows_left_quantised_are_not_believed_too_long),

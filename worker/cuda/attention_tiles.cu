@@ -27,11 +27,6 @@ struct task {
 
 /* ---- fragments ---- */
 
-static __device__ __forceinline__ uint32_t two_halves(float low, float high)
-{
-    return ptx_f16_of_f32(low) | (uint32_t)ptx_f16_of_f32(high) << 16;
-}
-
 /* Two values as f16, and what is left of them. */
 static __device__ __forceinline__ void split_halves(float x, float y, uint32_t *high, uint32_t *low)
 {
@@ -39,8 +34,8 @@ static __device__ __forceinline__ void split_halves(float x, float y, uint32_t *
     for (int i = 0; i < 2; i++) { /* NaN stays */
         tops[i] = tops[i] > HALF_TOP ? HALF_TOP : tops[i] < -HALF_TOP ? -HALF_TOP : tops[i];
     }
-    *high = two_halves(tops[0], tops[1]);
-    *low = two_halves(x - ptx_f32_of_f16(*high & 0xffff), y - ptx_f32_of_f16(*high >> 16));
+    *high = ptx_f16x2(tops[0], tops[1]);
+    *low = ptx_f16x2(x - ptx_f32_of_f16(*high & 0xffff), y - ptx_f32_of_f16(*high >> 16));
 }
 
 static __device__ __forceinline__ float code8(uint32_t w, uint32_t i)
@@ -89,8 +84,8 @@ key_fragments(const struct page_side *side, const uint8_t *tile, uint32_t step, 
         for (uint32_t i = 0; i < 4; i++) {
             v[i] = d * (bytes ? code8(w, i) : code4(w, i));
         }
-        b[n][0] = two_halves(v[0], v[1]);
-        b[n][1] = two_halves(v[2], v[3]);
+        b[n][0] = ptx_f16x2(v[0], v[1]);
+        b[n][1] = ptx_f16x2(v[2], v[3]);
     }
 }
 
@@ -118,8 +113,8 @@ static __device__ __forceinline__ void value_fragments(const struct page_side *s
             float d = scale_of(block);
             uint32_t pair = bytes ? get16(block + 2 + group % 2 * 16 + 2 * g)
                                   : get16(block + 2 + 2 * g) >> (group % 2 * 4);
-            w[i] = bytes ? two_halves(d * code8(pair, 0), d * code8(pair, 1))
-                         : two_halves(d * code4(pair, 0), d * code4(pair, 1));
+            w[i] = bytes ? ptx_f16x2(d * code8(pair, 0), d * code8(pair, 1))
+                         : ptx_f16x2(d * code4(pair, 0), d * code4(pair, 1));
         }
     }
     turn(w, b);

@@ -1,6 +1,6 @@
 /* Matrix products. Quantised weights meet activations quantised to int8 per 32 values: product.cuh has the kernels and the
  * one order of sums that makes all of them give the CPU's bits; which runs is a matter of speed alone. Float
- * weights meet f32 activations. Reference: cpu/matmul.c. Not measured on a device yet. */
+ * weights meet f32 activations: product_float.cu, or here. Reference: cpu/matmul.c. Not measured on a device yet. */
 #include "worker/cuda/product.h"
 #include "worker/cuda/quantise.cuh"
 
@@ -19,21 +19,45 @@ static __global__ void quantise_kernel(const float *x, uint32_t x_stride, struct
     }
 }
 
-/* ---- float weights: f32 activations, a lane for a chain of every 32nd value; FLOAT_COLUMNS share a reading of W ---- */
+/* ---- float weights off the tensor cores: f32, few rows, rows that are not whole pieces of 16 bytes ---- */
 
 #define FLOAT_WARPS   4
-#define FLOAT_COLUMNS 8
+#define FLOAT_COLUMNS 8   /* share a reading of W */
+#define FLOAT_LANE    4   /* values of a lane, of every 128 */
+#define SPLIT_ROWS    512 /* of all experts: fewer leave the device idle in groups of 16 */
 
 struct float_args {
     struct device_matrix w;
     const float *x;
     uint32_t x_stride, x_share, n;
+    uint32_t aligned;       /* W and x to 16 bytes, every row */
     const int32_t *experts; /* per row of y: then one column a block */
     const float *bias, *scales;
     float *y;
     uint32_t y_stride;
 };
 
+/* Values j .. j + n of a row, n at most FLOAT_LANE, zeros behind. */
+template <enum dtype T>
+static __device__ __forceinline__ void lane_weights(const uint8_t *row, uint32_t j, uint32_t n,
+                                                    float w[FLOAT_LANE])
+{
+#pragma unroll
+    for (uint32_t i = 0; i < FLOAT_LANE; i++) {
+        w[i] = i < n ? row_float<T>(row, j + i) : 0.0f;
+    }
+}
+
+static __device__ __forceinline__ void four_floats(const void *from, float to[FLOAT_LANE])
+{
+    uint4 v = get128((const uint8_t *)from);
+    to[0] = float_of_bits(v.x);
+    to[1] = float_of_bits(v.y);
+    to[2] = float_of_bits(v.z);
+    to[3] = float_of_bits(v.w);
+}
+
+/* A warp for a row of W and COLUMNS of x; a lane for a chain of four of every 128 values: the same sums for any COLUMNS. */
 template <enum dtype T, uint32_t COLUMNS>
 static __global__ void __launch_bounds__(FLOAT_WARPS *WARP) float_kernel(struct float_args a)
 {
@@ -54,11 +78,34 @@ static __global__ void __launch_bounds__(FLOAT_WARPS *WARP) float_kernel(struct 
         x[c] = a.x + (uint64_t)(column / a.x_share) * a.x_stride;
         acc[c] = 0.0f;
     }
-    for (uint32_t j = lane; j < a.w.k; j += WARP) {
-        float w = row_float<T>(weights, j);
+    uint32_t j = FLOAT_LANE * lane;
+    if (T == DTYPE_F32 && a.aligned) {
+#pragma unroll 4
+        for (; j + FLOAT_LANE <= a.w.k; j += FLOAT_LANE * WARP) {
+            float w[FLOAT_LANE], values[FLOAT_LANE];
+            four_floats(weights + 4 * (uint64_t)j, w);
+#pragma unroll
+            for (uint32_t c = 0; c < COLUMNS; c++) {
+                four_floats(x[c] + j, values);
+#pragma unroll
+                for (uint32_t i = 0; i < FLOAT_LANE; i++) {
+                    acc[c] = fmaf(w[i], values[i], acc[c]);
+                }
+            }
+        }
+    }
+    for (; j < a.w.k; j += FLOAT_LANE * WARP) {
+        uint32_t n = a.w.k - j < FLOAT_LANE ? a.w.k - j : FLOAT_LANE;
+        float w[FLOAT_LANE];
+        lane_weights<T>(weights, j, n, w);
 #pragma unroll
         for (uint32_t c = 0; c < COLUMNS; c++) {
-            acc[c] = fmaf(w, x[c][j], acc[c]);
+#pragma unroll
+            for (uint32_t i = 0; i < FLOAT_LANE; i++) {
+                if (i < n) {
+                    acc[c] = fmaf(w[i], x[c][j + i], acc[c]);
+                }
+            }
         }
     }
 #pragma unroll
@@ -101,9 +148,17 @@ static const struct float_instance *float_of(enum dtype dtype)
     return NULL;
 }
 
+/* f16 and bf16 go to the tensor cores by their shape alone, whatever the number of columns. */
+static bool splits(const struct matrix *w)
+{
+    return (w->dtype == DTYPE_F16 || w->dtype == DTYPE_BF16) && w->k % 8 == 0 &&
+           (uint64_t)w->m * w->n_experts >= SPLIT_ROWS;
+}
+
 static product_launch *launch_of(enum dtype dtype)
 {
-    static const struct product_instance *const lists[] = { product_small, product_k, product_iq };
+    static const struct product_instance *const lists[] = { product_small, product_k, product_iq,
+                                                            product_float };
     for (const struct product_instance *list : lists) {
         for (; list->launch; list++) {
             if (list->dtype == dtype) {
@@ -194,18 +249,28 @@ static void add_product(struct product_args *a, const struct matrix *w, const fl
     a->n_groups += blocks_of(w->m, GROUP_ROWS);
 }
 
+/* Whether every row begins at a multiple of 16 bytes. */
+static bool aligned(const void *at, uint64_t row_bytes)
+{
+    return ((uintptr_t)at | row_bytes) % 16 == 0;
+}
+
 /* The products of one type from number `first` on, in one launch: small matrices fill the device together. */
 static int multiply_alike(struct cuda_backend *c, const struct op_matmul *op, uint32_t first,
                           const struct product_args *columns, struct err *err)
 {
     enum dtype dtype = op->products[first].w->dtype;
+    bool split = splits(op->products[first].w);
     struct product_args a = *columns;
     a.tables = c->tables;
     a.n = op->n_rows;
+    a.x = op->x;
+    a.x_stride = op->x_stride;
+    a.x_aligned = aligned(op->x, 4ull * op->x_stride);
     a.x_share = 1;
     for (uint32_t i = first; i < op->n_products; i++) {
         const struct op_product *p = &op->products[i];
-        if (p->w->dtype == dtype) {
+        if (p->w->dtype == dtype && splits(p->w) == split) {
             add_product(&a, p->w, p->bias, p->y, p->y_stride);
         }
     }
@@ -222,6 +287,7 @@ static void multiply_floats(struct cuda_backend *c, const struct op_matmul *op,
     a.x_stride = op->x_stride;
     a.x_share = 1;
     a.n = op->n_rows;
+    a.aligned = aligned(p->w->data, p->w->row_bytes) && aligned(op->x, 4ull * op->x_stride);
     a.bias = p->bias;
     a.y = p->y;
     a.y_stride = p->y_stride;
@@ -241,14 +307,15 @@ int cuda_matmul(struct backend *b, const struct op_matmul *op, struct err *err)
         if (cuda_matmul_check(b, p->w, err) < 0) {
             return -1;
         }
-        if (float_of(p->w->dtype)) {
+        bool split = splits(p->w);
+        if (float_of(p->w->dtype) && !split) {
             multiply_floats(c, op, p);
             continue;
         }
         for (uint32_t j = 0; j < i; j++) {
-            done |= op->products[j].w->dtype == p->w->dtype;
+            done |= op->products[j].w->dtype == p->w->dtype && splits(op->products[j].w) == split;
         }
-        if ((!columns.codes &&
+        if ((!split && !columns.codes &&
              quantise(c, op->x, op->x_stride, op->n_rows, op->k, &columns, err) < 0) ||
             (!done && multiply_alike(c, op, i, &columns, err) < 0)) {
             return -1;
@@ -335,19 +402,31 @@ static int multiply_experts(struct cuda_backend *c, const struct op_matmul_exper
 {
     const float *x = op->x + (uint64_t)(begin / op->x_share) * op->x_stride;
     float *y = op->y + (uint64_t)begin * op->y_stride;
-    if (float_of(op->w->dtype)) {
-        struct float_args f = {
-            device_matrix_of(op->w), x,        op->x_stride, op->x_share, n,
-            op->experts + begin,     op->bias, op->scale,    y,           op->y_stride
-        };
+    bool split = splits(op->w), x_aligned = aligned(x, 4ull * op->x_stride);
+    if (float_of(op->w->dtype) && !split) {
+        struct float_args f = {};
+        f.w = device_matrix_of(op->w);
+        f.x = x;
+        f.x_stride = op->x_stride;
+        f.x_share = op->x_share;
+        f.n = n;
+        f.aligned = x_aligned && aligned(op->w->data, op->w->row_bytes);
+        f.experts = op->experts + begin;
+        f.bias = op->bias;
+        f.scales = op->scale;
+        f.y = y;
+        f.y_stride = op->y_stride;
         float_of(op->w->dtype)->launch(&f, c->stream);
         return 0;
     }
     struct product_args a = {};
     uint32_t n_x = (n + op->x_share - 1) / op->x_share, n_experts = op->w->n_experts;
-    if (quantise(c, x, op->x_stride, n_x, op->w->k, &a, err) < 0) {
+    if (!split && quantise(c, x, op->x_stride, n_x, op->w->k, &a, err) < 0) {
         return -1;
     }
+    a.x = x;
+    a.x_stride = op->x_stride;
+    a.x_aligned = x_aligned;
     uint32_t width = columns_for((n + n_experts - 1) / n_experts); /* of a chunk, on average */
     sort_rows(c, op->experts + begin, n, n_experts, width);
     a.tables = c->tables;

@@ -25,6 +25,8 @@ struct product_args {
     const int8_t *codes; /* of x, and their scales and sums: quantise.cuh */
     const float *columns;
     uint64_t plane;
+    const float *x; /* the rows themselves, for float weights */
+    uint32_t x_stride, x_aligned; /* to 16 bytes, every row */
     /* Experts: chunks of rows that share one; NULL without. All in the device's memory. */
     const struct product_chunk *chunks;
     const uint32_t *n_chunks, *order;
@@ -41,4 +43,4 @@ struct product_instance {
 };
 
 /* One list for each product_*.cu, ended by a row without a launch. */
-extern const struct product_instance product_small[], product_k[], product_iq[];
+extern const struct product_instance product_small[], product_k[], product_iq[], product_float[];

@@ -38,6 +38,16 @@ static __device__ __forceinline__ void ptx_mma_f16(float d[4], const uint32_t a[
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/* The same of bf16. */
+static __device__ __forceinline__ void ptx_mma_bf16(float d[4], const uint32_t a[4],
+                                                    const uint32_t b[2])
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 /* Asks for 16 (4) bytes from global to shared memory, both aligned; there after a wait. */
 static __device__ __forceinline__ void ptx_copy16(void *shared, const void *global)
 {
@@ -116,6 +126,21 @@ static __device__ __forceinline__ uint16_t ptx_f16_of_f32(float f)
     return bits;
 }
 
+/* Two at a time, the first in the lower half. */
+static __device__ __forceinline__ uint32_t ptx_f16x2(float low, float high)
+{
+    uint32_t bits;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
+static __device__ __forceinline__ uint32_t ptx_bf16x2(float low, float high)
+{
+    uint32_t bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
 #else
 
 static inline void ptx_aligned(const void *p, uint32_t alignment)
@@ -160,7 +185,8 @@ static inline void ptx_mma_k32(int d[4], const uint32_t a[4], const uint32_t b[2
 }
 
 /* A device adds in its own order; nothing may lean on this one. */
-static inline void ptx_mma_f16(float d[4], const uint32_t a[4], const uint32_t b[2])
+template <class F>
+static inline void twin_mma_k16(float d[4], const uint32_t a[4], const uint32_t b[2], F value)
 {
     uint32_t words[EMULATE_WORDS] = { a[0], a[1], a[2], a[3], b[0], b[1] };
     const uint32_t(*all)[EMULATE_WORDS] = emulate_share(words, 6);
@@ -172,12 +198,22 @@ static inline void ptx_mma_f16(float d[4], const uint32_t a[4], const uint32_t b
                                            { row[2 + i / 2], column[5] } };
             for (unsigned p = 0; p < 2; p++) {
                 for (unsigned h = 0; h < 2; h++) {
-                    d[i] += dtype_f32_of_f16((uint16_t)(pairs[p][0] >> (16 * h))) *
-                            dtype_f32_of_f16((uint16_t)(pairs[p][1] >> (16 * h)));
+                    d[i] += value((uint16_t)(pairs[p][0] >> (16 * h))) *
+                            value((uint16_t)(pairs[p][1] >> (16 * h)));
                 }
             }
         }
     }
+}
+
+static inline void ptx_mma_f16(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    twin_mma_k16(d, a, b, [](uint16_t bits) { return dtype_f32_of_f16(bits); });
+}
+
+static inline void ptx_mma_bf16(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    twin_mma_k16(d, a, b, [](uint16_t bits) { return quant_f32_of_bf16(bits); });
 }
 
 /* Shared memory is written at the wait only, so that what is read too early is seen. */
@@ -233,6 +269,16 @@ static inline float ptx_f32_of_f16(uint32_t bits)
 static inline uint16_t ptx_f16_of_f32(float f)
 {
     return dtype_f16_of_f32(f);
+}
+
+static inline uint32_t ptx_f16x2(float low, float high)
+{
+    return dtype_f16_of_f32(low) | (uint32_t)dtype_f16_of_f32(high) << 16;
+}
+
+static inline uint32_t ptx_bf16x2(float low, float high)
+{
+    return quant_bf16_of_f32(low) | (uint32_t)quant_bf16_of_f32(high) << 16;
 }
 
 #endif

@@ -80,7 +80,7 @@ void models_adopted(struct broker *b)
 {
     for (uint32_t i = 0; i < b->models.n; i++) {
         struct model *m = b->models.list[i];
-        m->swap.in_turn = m->segment != 0;
+        m->swap.in_turn = m->segment && m->state_segment; /* else the room is not its own yet */
         if (m->segment && m->adopting) {
             models_move(m, MODEL_LOADING, "the last broker began it");
             if (m->loader) {

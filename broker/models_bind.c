@@ -30,6 +30,18 @@ static void bind_failed(struct broker *b, struct model *m, const struct err *why
     m->next_bind_ms = b->now_ms; /* who comes now may try anew */
 }
 
+/* Its context was cut for want of room, and nobody was admitted to it: this time there may be more. */
+static bool may_grow(const struct broker *b, const struct model *m)
+{
+    for (uint32_t i = 0; i < b->requests.n; i++) {
+        const struct request *r = b->requests.list[i];
+        if (r->model == m && r->admitted && !request_ended(r)) {
+            return false;
+        }
+    }
+    return !m->state_segment && m->info.ctx < (b->config.ctx ? b->config.ctx : m->info.ctx_train);
+}
+
 void models_say_bind(struct broker *b, struct model *m, struct worker *w)
 {
     Hearth__WorkerBind bind = HEARTH__WORKER_BIND__INIT;
@@ -44,12 +56,15 @@ void models_say_bind(struct broker *b, struct model *m, struct worker *w)
     bind.has_n_sequences = true;
     bind.n_sequences = b->config.sequences;
     uint64_t promised = swap_state_bytes(b, m), available = models_available(&b->models) / 2;
+    bool grow = m->info.known && may_grow(b, m);
+    promised = promised < available ? promised : available;
     bind.has_state_bytes_max = true;
-    bind.state_bytes_max = m->state_segment       ? m->state_bytes
-                           : m->state_want        ? m->state_want
-                           : promised < available ? promised
-                                                  : available;
-    if (m->info.known) {
+    bind.state_bytes_max = m->state_segment                                       ? m->state_bytes
+                           : m->state_want && !(grow && promised > m->state_want) ? m->state_want
+                                                                                  : promised;
+    if (grow && promised > m->state_want) {
+        m->info.golden[0] = 0; /* a longer context may turn its positions otherwise */
+    } else if (m->info.known) {
         bind.ctx = m->info.ctx; /* requests were admitted to this context: it is not cut later */
         bind.has_golden = m->info.golden[0] != 0;
         bind.golden = message_str(m->info.golden);

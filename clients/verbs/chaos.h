@@ -8,9 +8,10 @@
 
 #include "clients/hearth.h"
 
-#define CHAOS_JOBS       24     /* different requests, when each is compared with its solo run */
-#define CHAOS_TOKENS_MAX 400    /* of the longest answer */
-#define CHAOS_PROMPT_MAX 400    /* tokens, with the reference device */
+#define CHAOS_JOBS       24  /* different requests, when each is compared with its solo run */
+#define CHAOS_TOKENS_MAX 400 /* of the longest answer */
+#define CHAOS_PROMPT_MAX 400 /* tokens, with the reference device */
+#define CHAOS_FITS       700 /* prompt and answer: tiny models under a tight budget have that context */
 #define CHAOS_MODELS_MAX 16     /* asked in turn */
 #define CHAOS_FAULTS_MAX 200000 /* remembered, with the pause of each */
 #define CHAOS_STREAM_MS  60000  /* a stream that says nothing for so long is lost */

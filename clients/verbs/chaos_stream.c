@@ -82,7 +82,9 @@ void job_draw(struct job *job, uint64_t *chance)
         uint64_t what = i < same ? head : chaos_draw(chance);
         job->tokens[i] = (int32_t)(CHAIN_FIRST + (what + i * head) % CHAIN_IDS);
     }
-    job->n = 1 + (uint32_t)(chaos_draw(chance) % CHAOS_TOKENS_MAX);
+    uint32_t most = CHAOS_FITS - job->n_tokens;
+    job->n = 1 +
+             (uint32_t)(chaos_draw(chance) % (most < CHAOS_TOKENS_MAX ? most : CHAOS_TOKENS_MAX));
 }
 
 struct hearth_request *job_submit(struct hearth *h, const struct job *job, bool detach,

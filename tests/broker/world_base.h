@@ -37,6 +37,7 @@ struct world_segment {
 };
 
 /* What a state of so many bytes holds: one sequence of so many positions. */
+#define WORLD_STATE_MIN        (2u << 20) /* half the weights: every budget here has them */
 #define WORLD_CTX(state_bytes) ((uint32_t)((state_bytes) / 512))
 
 struct world_held {

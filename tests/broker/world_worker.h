@@ -145,6 +145,10 @@ static inline void on_bind(struct world *w, const Hearth__WorkerBind *m)
     if (!at) {
         world_fail(w, "a fourth model is bound");
     }
+    if (m->state_bytes_max < WORLD_STATE_MIN) {
+        world_fail(w, "%llu bytes of state for a model, whose budget has more",
+                   (unsigned long long)m->state_bytes_max);
+    }
     *at = (struct world_bound){ .number = m->model, .state_bytes = m->state_bytes_max };
     Hearth__WorkerNeed need = HEARTH__WORKER_NEED__INIT;
     need.model = m->model;
@@ -164,6 +168,8 @@ static inline void say_bound(struct world *w, uint64_t model)
     bound.has_ctx = bound.has_n_vocab = bound.has_n_sequences = true;
     bound.has_piece_bytes_max = bound.has_generates = bound.generates = true;
     bound.ctx = WORLD_CTX(at->state_bytes);
+    bound.has_ctx_train = true;
+    bound.ctx_train = 100000;
     bound.n_vocab = 1000;
     bound.n_sequences = w->n_sequences;
     bound.piece_bytes_max = 16;

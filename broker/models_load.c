@@ -71,8 +71,9 @@ void models_start_load(struct broker *b, struct model *m)
 static void load_failed(struct broker *b, struct model *m, const struct err *why, bool final)
 {
     models_drop(b, &m->segment);
+    models_drop(b, &m->state_segment); /* nobody counts the room of a model that is cold */
     m->segment_bytes = 0;
-    m->header = m->adopting = false;
+    m->header = m->adopting = m->state_made = false;
     m->loader = 0;
     m->loader_spawning = false;
     models_kill(b, m->text.child, SIGTERM);

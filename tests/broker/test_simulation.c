@@ -1,16 +1,17 @@
 /* Whole lives by a virtual clock: random requests for three models of which one fits, deaths and silences of worker, loader and
  * broker from a seed; what is true of each life is checked at every step (world.h) and at its end. A failing seed prints itself; test_broker_simulation SEED
- * replays it. HEARTH_LONG=1: twenty thousand lives instead of some hundred. */
+ * replays it, SEED LAST lives all from one to the other. HEARTH_LONG=1: twenty thousand lives instead of some hundred. */
 #include "proto/log.h"
 #include "tests/broker/world.h"
 
-#define LIVES      200
-#define LIVES_LONG 20000
-#define TROUBLE_MS 6000   /* faults come so long */
-#define PEACE_MS   120000 /* then all must come to its end in this */
+#define LIVES         200
+#define LIVES_LONG    20000
+#define TROUBLE_MS    6000 /* faults come so long */
+#define LIVES_CLIENTS 6
+#define PEACE_MS      120000 /* then all must come to its end in this */
 
 static struct world world;
-static uint64_t only_seed;
+static uint64_t only_seed, last_seed;
 
 /* ---- lives ---- */
 
@@ -40,7 +41,7 @@ static void cause_trouble(struct world *w)
 static void want_something(struct world *w)
 {
     if (draw(w, 8) == 0 && w->n_asks < 60) {
-        client_asks(w, (int)draw(w, WORLD_CLIENTS), (int)draw(w, WORLD_MODELS),
+        client_asks(w, (int)draw(w, LIVES_CLIENTS), (int)draw(w, WORLD_MODELS),
                     1 + (uint32_t)draw(w, 400), 1 + (uint32_t)draw(w, 60), (int)draw(w, 3));
     }
     if (draw(w, 60) == 0 && w->n_asks > 0) {
@@ -115,7 +116,7 @@ static void every_life_comes_to_its_ends(void **state)
     (void)state;
     uint64_t lives = getenv("HEARTH_LONG") ? LIVES_LONG : LIVES, n_requests = 0, n_tokens = 0;
     uint64_t n_swaps = 0, n_workers = 0, n_brokers = 0;
-    uint64_t first = only_seed ? only_seed : 1, last = only_seed ? only_seed : lives;
+    uint64_t first = only_seed ? only_seed : 1, last = only_seed ? last_seed : lives;
     for (uint64_t seed = first; seed <= last; seed++) {
         live(seed, &n_requests, &n_tokens);
         n_swaps += world.n_swaps;
@@ -260,10 +261,45 @@ static void turns_are_bounded_both_ways(void **state)
     world_close(w);
 }
 
+/* Thirty flows want three models of which one fits, and min_residency keeps nobody: who waits, or is set aside in the middle,
+ * has its next token within the bound of README.md. */
+static void nobody_is_forgotten_in_a_swap_storm(void **state)
+{
+    (void)state;
+    struct world *w = &world;
+    uint64_t longest = 0;
+    world_open(w, 13);
+    w->b->config.min_residency_s = 0;
+    w->b->config.swap_wait_max_s = 1;
+    for (uint64_t until = w->now_ms + 120000; w->now_ms < until && w->n_asks + 30 < WORLD_ASKS;) {
+        bool busy[30] = { 0 };
+        for (uint32_t i = 0; i < w->n_asks; i++) {
+            busy[w->asks[i].client] |= !w->asks[i].ended;
+        }
+        for (int c = 0; c < 30; c++) {
+            if (!busy[c]) {
+                client_asks(w, c, (int)draw(w, WORLD_MODELS), 1 + (uint32_t)draw(w, 400),
+                            1 + (uint32_t)draw(w, 400), 0);
+            }
+        }
+        world_step(w, false);
+    }
+    for (uint32_t i = 0; i < w->n_asks; i++) {
+        struct ask *a = &w->asks[i];
+        uint64_t open = a->ended ? 0 : w->now_ms - (a->n_read ? a->last_ms : a->asked_ms);
+        a->gap_ms = open > a->gap_ms ? open : a->gap_ms;
+        longest = a->gap_ms > longest ? a->gap_ms : longest;
+    }
+    printf("info thirty flows, three models: %u requests, %u turns, the longest wait %llu ms\n",
+           w->n_asks, w->n_swaps, (unsigned long long)longest);
+    world_close(w);
+}
+
 int main(int argc, char **argv)
 {
     only_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 0;
-    if (!only_seed) {
+    last_seed = argc > 2 ? strtoull(argv[2], NULL, 10) : only_seed;
+    if (last_seed == 0 || last_seed > only_seed) {
         setenv("HEARTH_LOG", "error", 1);
     }
     log_init("simulation");
@@ -278,6 +314,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_short_question_does_not_wait_for_forty_long_ones),
         cmocka_unit_test(tokens_go_by_weight),
         cmocka_unit_test(turns_are_bounded_both_ways),
+        cmocka_unit_test(nobody_is_forgotten_in_a_swap_storm),
     };
     return only_seed ? cmocka_run_group_tests(lives, NULL, NULL)
                      : cmocka_run_group_tests(tests, NULL, NULL);

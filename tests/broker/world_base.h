@@ -8,11 +8,12 @@
 #include "worker/batch.h"
 
 #define WORLD_MODELS   3
-#define WORLD_CLIENTS  6
+#define WORLD_CLIENTS  30
 #define WORLD_ASKS     2000 /* requests in a life */
 #define WORLD_HELD     64
 #define WORLD_SEGMENTS 256
 #define WORLD_LETTERS  4096
+#define WORLD_CHILDREN 4096
 
 struct letter {
     bool to_broker;
@@ -29,6 +30,7 @@ struct world_child {
     uint8_t token[LIMIT_TOKEN_BYTES];
     char tag[LIMIT_TAG_BYTES];
     uint64_t born_ms, work_ms; /* a loader: so long */
+    bool headed;               /* it has accepted the file's header */
 };
 
 struct world_segment {
@@ -63,6 +65,7 @@ struct ask {
     enum err_code code;
     uint32_t slot, generation;
     uint64_t asked_ms, first_ms, ended_ms, again_ms;
+    uint64_t last_ms, gap_ms; /* when something came last; the longest that nothing came */
 };
 
 struct world {
@@ -74,7 +77,7 @@ struct world {
     char dir[64];
     struct journal journal; /* the one shard, mapped for worker and clients */
     int shard_fd;
-    struct world_child children[512];
+    struct world_child children[WORLD_CHILDREN];
     uint32_t n_children;
     struct world_segment segments[WORLD_SEGMENTS];
     uint32_t n_segments;
@@ -256,6 +259,17 @@ static inline void die(struct world *w, struct world_child *c, int status)
     tell_line(w, &died, -1);
 }
 
+/* A loader that finds no room in what it was told of the budget fails its model: that is the broker's own to have seen. */
+static inline void check_room(struct world *w, const struct channel_msg *spawn)
+{
+    for (uint32_t at = 0; at < spawn->argv_bytes; at += (uint32_t)strlen(spawn->text + at) + 1) {
+        const char *next = spawn->text + at + strlen(spawn->text + at) + 1;
+        if (strcmp(spawn->text + at, "--ram-budget") == 0 && strtoull(next, NULL, 10) < 4u << 20) {
+            world_fail(w, "%s: a loader is born with room for %s bytes", spawn->tag, next);
+        }
+    }
+}
+
 static inline void worker_hello(struct world *w);
 
 static inline void keeper_answer(struct world *w, const struct channel_msg *msg)
@@ -286,7 +300,8 @@ static inline void keeper_answer(struct world *w, const struct channel_msg *msg)
         }
         break;
     case CHANNEL_SPAWN:
-        assert_true(w->n_children < 512);
+        assert_true(w->n_children < WORLD_CHILDREN);
+        check_room(w, msg);
         c = &w->children[w->n_children++];
         *c = (struct world_child){ .number = w->n_children + 1,
                                    .role = msg->role,
@@ -368,18 +383,22 @@ static inline void work_children(struct world *w, bool fallible)
 {
     for (uint32_t i = 0; i < w->n_children; i++) {
         struct world_child *c = &w->children[i];
+        struct channel_msg note = { .op = CHANNEL_NOTE, .child = c->number };
+        if (c->lives && c->role == HERITAGE_LOADER && !c->headed &&
+            w->now_ms >= c->born_ms + c->work_ms / 2) {
+            c->headed = true;
+            note.code = CHANNEL_NOTE_HEADER;
+            note.value = 4u << 20;
+            tell_line(w, &note, -1);
+        }
         if (!c->lives || w->now_ms < c->born_ms + c->work_ms) {
             continue;
         }
         if (c->role == HERITAGE_LOADER) {
-            struct channel_msg note = { .op = CHANNEL_NOTE, .child = c->number };
             if (fallible && draw(w, 10) == 0) {
                 die(w, c, SIGKILL);
                 continue;
             }
-            note.code = CHANNEL_NOTE_HEADER;
-            note.value = 4u << 20;
-            tell_line(w, &note, -1);
             note.code = CHANNEL_NOTE_LOADED;
             note.value = 100000000;
             tell_line(w, &note, -1);

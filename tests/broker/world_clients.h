@@ -123,6 +123,9 @@ static inline void client_reads(struct world *w, struct ask *a)
     if (journal_committed(&reader) <= a->n_read) {
         return;
     }
+    uint64_t gap = w->now_ms - (a->n_read ? a->last_ms : a->asked_ms);
+    a->gap_ms = gap > a->gap_ms ? gap : a->gap_ms;
+    a->last_ms = w->now_ms;
     int got = 0;
     while (!a->ended && (got = journal_read(&reader, &view, &err)) > 0) {
         if (view.record.seq <= a->n_read) {

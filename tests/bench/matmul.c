@@ -154,10 +154,10 @@ static void measure(enum dtype dtype, uint32_t n_cols, unsigned n_threads, enum 
     double peak_gmacs = median(peak);
     printf(
         "%-8s %-8s %4u columns %u threads: %6.2f GB/s (read %5.2f, %.2f of it; best %5.2f of %5.2f)"
-        " %7.1f GMAC/s (peak %5.1f, %.2f)\n",
+        " %7.1f GMAC/s (peak %5.1f, %.3f; best %.3f)\n",
         dtype_get(dtype)->name, names[isa], n_cols, n_threads, gbs, read_gbs, gbs / read_gbs,
         (double)bytes.n / product[0] / 1e9, (double)bytes.n / read[0] / 1e9, gmacs, peak_gmacs,
-        gmacs / peak_gmacs);
+        gmacs / peak_gmacs, macs / product[0] / 1e9 / peak_gmacs);
     fflush(stdout);
     team_destroy(&c.team);
     free(c.scratch);

@@ -23,7 +23,8 @@ __attribute__((target("avx512f,avx512vnni"))) static uint64_t multiply(void)
 #pragma GCC unroll 12
         for (int i = 0; i < LANES; i++) {
             s[i] = _mm512_dpbusd_epi32(s[i], a, b);
-            __asm__("" : "+v"(s[i])); /* else twelve equal sums would be one */
+            __asm__ volatile(""
+                             : "+v"(s[i])); /* else twelve equal sums would be one, or two calls */
         }
     }
 #pragma GCC unroll 12

@@ -85,6 +85,11 @@ uint64_t clients_flow(uid_t uid, uint64_t name)
     return broker_digest(uid, &name, sizeof name);
 }
 
+uint64_t clients_flow_named(const struct client *c, ProtobufCBinaryData name)
+{
+    return name.len ? clients_flow(c->uid, broker_digest(1, name.data, name.len)) : c->flow;
+}
+
 /* ---- Hello ---- */
 
 /* Who never attached and was silent longest makes room. */

@@ -66,6 +66,8 @@ struct client *clients_find(const struct clients *c, uint64_t number);
 struct client *clients_find_peer(const struct clients *c, const struct link_peer *peer);
 /* The flow of a principal by its name's digest, or a number of its own. */
 uint64_t clients_flow(uid_t uid, uint64_t name);
+/* The flow that a question names; its client's when it names none (empty). */
+uint64_t clients_flow_named(const struct client *c, ProtobufCBinaryData name);
 
 struct client *clients_find_reader(const struct clients *c, uint64_t reader);
 

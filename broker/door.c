@@ -133,7 +133,7 @@ static bool from_attached(struct broker *b, const struct post_to *to, struct cli
     case HEARTH__ENVELOPE__BODY_EVALUATE:
         m = model_named(b, e->evaluate->has_model, e->evaluate->model, err);
         if (m) {
-            evals_ask(b, to, c->number, m, e->evaluate, msg->payload, msg->payload_len);
+            evals_ask(b, to, c, m, e->evaluate, msg->payload, msg->payload_len);
         }
         return m != NULL;
     default:

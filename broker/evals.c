@@ -19,6 +19,7 @@ static void eval_destroy(struct broker *b, struct eval *e)
         if (*at == e) {
             *at = e->next;
             b->evals.n--;
+            queue_leave(&b->queue, e->flow);
             break;
         }
     }
@@ -82,8 +83,9 @@ static int read_lens(struct eval *e, const Hearth__Evaluate *ask, struct err *er
     return 0;
 }
 
-void evals_ask(struct broker *b, const struct post_to *to, uint64_t client, struct model *model,
-               const Hearth__Evaluate *ask, const void *payload, size_t payload_len)
+void evals_ask(struct broker *b, const struct post_to *to, const struct client *client,
+               struct model *model, const Hearth__Evaluate *ask, const void *payload,
+               size_t payload_len)
 {
     struct err err = { 0 };
     struct eval *e = NULL;
@@ -114,7 +116,8 @@ void evals_ask(struct broker *b, const struct post_to *to, uint64_t client, stru
     }
     e->number = broker_serial(b);
     e->model = model;
-    e->client = client;
+    e->client = client->number;
+    e->flow = clients_flow_named(client, ask->flow);
     e->peer = to->peer;
     e->has_cookie = to->has_cookie;
     e->cookie = to->cookie;
@@ -127,6 +130,7 @@ void evals_ask(struct broker *b, const struct post_to *to, uint64_t client, stru
     }
     *at = e;
     b->evals.n++;
+    queue_enter(&b->queue, e->flow);
     model->used_ms = b->now_ms;
     return;
 fail:
@@ -210,6 +214,10 @@ static void begin(struct broker *b, struct eval *e, struct worker *w)
                                .segment = broker_segment(b),
                                .bytes = e->bytes };
     snprintf(msg.tag, sizeof msg.tag, "bulk %" PRIu64, e->number);
+    if (!e->billed) {
+        queue_charge(&b->queue, e->flow, QUEUE_NORMAL, e->n_ids);
+        e->billed = true;
+    }
     e->segment = msg.segment;
     e->worker = w->child;
     e->state = EVAL_MAKING;
@@ -418,22 +426,45 @@ uint32_t evals_running(const struct broker *b, const struct model *model)
     return n;
 }
 
+/* Of those that wait for this model, the one of the flow that was served least. */
+static struct eval *next_of(struct broker *b, const struct model *m)
+{
+    struct eval *best = NULL;
+    for (struct eval *e = b->evals.first; e; e = e->next) {
+        struct queue_place place = { e->flow, QUEUE_NORMAL, e->number };
+        struct queue_place best_place = { best ? best->flow : 0, QUEUE_NORMAL,
+                                          best ? best->number : 0 };
+        if (e->model == m && e->state == EVAL_WAITING &&
+            (!best || queue_before(&b->queue, &place, &best_place))) {
+            best = e;
+        }
+    }
+    return best;
+}
+
+static void act_model(struct broker *b, struct model *m)
+{
+    struct worker *w = workers_find(&b->workers, m->worker);
+    struct eval *e;
+    if (m->state != MODEL_RESIDENT || m->bind != BIND_BOUND || !m->info.known || !w ||
+        w->state != WORKER_READY) {
+        return;
+    }
+    while (evals_running(b, m) < EVALS_AT_ONCE && (e = next_of(b, m))) {
+        begin(b, e, w); /* it runs, or has failed */
+    }
+}
+
 void evals_act(struct broker *b)
 {
+    for (uint32_t i = 0; i < b->models.n && b->evals.first; i++) {
+        act_model(b, b->models.list[i]);
+    }
     for (struct eval *e = b->evals.first, *next; e; e = next) {
         next = e->next;
-        struct model *m = e->model;
-        if (e->state == EVAL_WAITING && m->state == MODEL_RESIDENT && m->bind == BIND_BOUND &&
-            m->info.known) {
-            struct worker *w = workers_find(&b->workers, m->worker);
-            if (w && w->state == WORKER_READY) {
-                begin(b, e, w);
-            }
-        } else if (e->state == EVAL_GRANTING) {
-            struct worker *w = workers_find(&b->workers, e->worker);
-            if (w && workers_granted(w, e->segment)) {
-                run(b, e, w);
-            }
+        struct worker *w = workers_find(&b->workers, e->worker);
+        if (e->state == EVAL_GRANTING && w && workers_granted(w, e->segment)) {
+            run(b, e, w);
         }
     }
 }

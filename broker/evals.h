@@ -1,6 +1,7 @@
 /* Evaluations: logits or embeddings of given ids, through a bulk segment of shared memory. The client's question is kept
  * with its ids until it is answered: a worker that dies makes it begin again, a model that left makes it want its model
- * again (models.c asks evals_waiting every turn). Loop thread only. */
+ * again (models.c asks evals_waiting every turn). They count in their client's flow as requests do (queue.h): a worker has a
+ * few at a time, next comes the flow that was served least. Loop thread only. */
 #pragma once
 
 #include <stdbool.h>
@@ -12,10 +13,12 @@
 #include "proto/message.h"
 
 struct broker;
+struct client;
 struct model;
 struct post_to;
 
-#define EVALS_MAX        64   /* waiting or running */
+#define EVALS_MAX        64 /* waiting or running */
+#define EVALS_AT_ONCE    4  /* of a model with its worker: one computes, the next ones are there */
 #define EVALS_LENS_MAX   8192 /* sequences of one evaluation */
 #define EVALS_DEATHS_MAX 2    /* workers that died by a fault under it */
 
@@ -32,7 +35,8 @@ struct eval {
     uint64_t number;
     enum eval_state state;
     struct model *model;
-    uint64_t client;
+    uint64_t client, flow;
+    bool billed; /* its ids are charged to its flow */
     struct link_peer peer;
     bool has_cookie;
     uint64_t cookie;
@@ -55,8 +59,9 @@ struct evals {
     uint32_t n;
 };
 
-void evals_ask(struct broker *b, const struct post_to *to, uint64_t client, struct model *model,
-               const Hearth__Evaluate *ask, const void *payload, size_t payload_len);
+void evals_ask(struct broker *b, const struct post_to *to, const struct client *client,
+               struct model *model, const Hearth__Evaluate *ask, const void *payload,
+               size_t payload_len);
 
 /* The keeper's answers: the segment as a descriptor (taken), or why not. */
 void evals_on_bulk(struct broker *b, uint64_t number, int fd, const struct err *err);

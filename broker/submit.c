@@ -408,9 +408,7 @@ void submit_take(struct broker *b, const struct post_to *to, struct client *c,
     r->peer = to->peer;
     r->has_cookie = to->has_cookie;
     r->cookie = to->cookie;
-    r->flow = submit->has_flow && submit->flow.len
-                  ? clients_flow(c->uid, broker_digest(1, submit->flow.data, submit->flow.len))
-                  : c->flow;
+    r->flow = clients_flow_named(c, submit->flow);
     r->priority = submit->has_priority ? (uint8_t)submit->priority : QUEUE_NORMAL;
     r->detach = submit->has_on_disconnect && submit->on_disconnect == HEARTH__ON_DISCONNECT__DETACH;
     r->records = submit->has_records && submit->records;

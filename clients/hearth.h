@@ -238,6 +238,7 @@ struct hearth_evaluation {
     size_t n_lens;
     uint32_t start;
     uint32_t ctx;
+    const char *flow; /* fairness counts flows; NULL: this connection */
 };
 
 struct hearth_matrix {

@@ -255,6 +255,8 @@ int hearth_evaluate(struct hearth *h, const struct hearth_evaluation *what,
     ask.start = what->start;
     ask.has_ctx = what->ctx > 0;
     ask.ctx = what->ctx;
+    ask.has_flow = what->flow != NULL;
+    ask.flow = message_str(what->flow ? what->flow : "");
     Hearth__Envelope *got = ask_for(h, HEARTH__ENVELOPE__BODY_EVALUATE, &ask, what->ids,
                                     what->n_ids * sizeof *what->ids,
                                     HEARTH__ENVELOPE__BODY_EVALUATED, NULL, NULL, &err);

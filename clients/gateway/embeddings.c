@@ -1,4 +1,5 @@
-/* POST /v1/embeddings: each input a unit vector, as floats or as base64 of little-endian floats. */
+/* POST /v1/embeddings: each input a unit vector, as floats or as base64 of little-endian floats. Many inputs are asked for in
+ * pieces, so that other keys' have their turns in between. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +11,8 @@
 #include "clients/hearth.h"
 #include "proto/base64.h"
 
-#define INPUTS_MAX 2048 /* OpenAI's own bound */
+#define INPUTS_MAX   2048 /* OpenAI's own bound */
+#define PIECE_TOKENS 4096 /* asked for at once, at least one input: a second or less on a CPU */
 
 struct raw {
     const char *model, *encoding, *pooling;
@@ -126,18 +128,71 @@ static struct json *vector_json(const float *from, size_t n_dims, bool base64)
     return value;
 }
 
-static struct json *answer_json(const struct raw *raw, const struct inputs *in,
-                                const struct hearth_matrix *m, bool base64)
+/* ---- the answer ---- */
+
+/* So many inputs from the first one on are asked for together. */
+static size_t piece_of(const struct inputs *in, size_t first, size_t *n_ids)
 {
+    size_t n = 0;
+    *n_ids = 0;
+    while (first + n < in->n && (n == 0 || *n_ids + in->lens[first + n] <= PIECE_TOKENS)) {
+        *n_ids += in->lens[first + n++];
+    }
+    return n;
+}
+
+/* The vectors of a piece, whose first input has the number `first`, into data. */
+static int add_vectors(struct json *data, const struct raw *raw, const struct hearth_matrix *m,
+                       size_t first, struct problem *p)
+{
+    bool base64 = raw->encoding && strcmp(raw->encoding, "base64") == 0;
     size_t n_dims = raw->dimensions.given ? (size_t)raw->dimensions.value : m->n_cols;
-    struct json *o = json_new_object(), *data = json_new_array(), *usage = json_new_object();
+    if (n_dims > m->n_cols) {
+        return problem_set(p, 400, "dimensions", "invalid_value",
+                           "'dimensions' is %zu, the model has %llu", n_dims,
+                           (unsigned long long)m->n_cols);
+    }
     for (size_t i = 0; i < m->n_rows; i++) {
         struct json *one = json_new_object();
         json_set(one, "object", json_new_str("embedding", 9));
-        json_set(one, "index", json_new_int((int64_t)i));
+        json_set(one, "index", json_new_int((int64_t)(first + i)));
         json_set(one, "embedding", vector_json(m->data + i * m->n_cols, n_dims, base64));
         json_push(data, one);
     }
+    return 0;
+}
+
+static int evaluate(struct exchange *x, struct hearth *h, const struct raw *raw,
+                    const struct inputs *in, enum hearth_eval_kind kind, struct json *data,
+                    struct problem *p)
+{
+    struct hearth_evaluation ask = {
+        .model = raw->model, .kind = kind, .ids = in->ids, .flow = exchange_flow(x)
+    };
+    int result = 0;
+    for (size_t first = 0; first < in->n && result == 0; first += ask.n_lens) {
+        struct hearth_matrix m;
+        struct hearth_error error;
+        ask.lens = in->lens + first;
+        ask.n_lens = piece_of(in, first, &ask.n_ids);
+        if (exchange_left(x)) {
+            return problem_set(p, 499, NULL, NULL, "the client left");
+        }
+        if (hearth_evaluate(h, &ask, &m, &error) < 0) {
+            return problem_of_error(p, &error);
+        }
+        exchange_spend(x, (uint32_t)ask.n_ids);
+        result = add_vectors(data, raw, &m, first, p);
+        hearth_matrix_free(&m);
+        ask.ids += ask.n_ids;
+    }
+    return result;
+}
+
+/* Takes data. */
+static struct json *answer_json(const struct raw *raw, const struct inputs *in, struct json *data)
+{
+    struct json *o = json_new_object(), *usage = json_new_object();
     json_set(o, "object", json_new_str("list", 4));
     json_set(o, "data", data);
     json_set(o, "model",
@@ -151,10 +206,6 @@ static struct json *answer_json(const struct raw *raw, const struct inputs *in,
 static int embed(struct exchange *x, struct hearth *h, const struct raw *raw, struct inputs *in,
                  struct problem *p)
 {
-    bool base64 = raw->encoding && strcmp(raw->encoding, "base64") == 0;
-    struct hearth_evaluation ask = { .model = raw->model };
-    struct hearth_matrix m;
-    struct hearth_error error;
     size_t row = 0;
     while (row < N_POOLINGS && raw->pooling && strcmp(poolings[row].name, raw->pooling) != 0) {
         row++;
@@ -162,32 +213,21 @@ static int embed(struct exchange *x, struct hearth *h, const struct raw *raw, st
     if (row == N_POOLINGS) {
         return problem_set(p, 400, "pooling", "invalid_value", "'pooling' is mean, cls or last");
     }
-    if (raw->encoding && !base64 && strcmp(raw->encoding, "float") != 0) {
+    if (raw->encoding && strcmp(raw->encoding, "base64") != 0 &&
+        strcmp(raw->encoding, "float") != 0) {
         return problem_set(p, 400, "encoding_format", "invalid_value",
                            "'encoding_format' is float or base64");
     }
     if (read_inputs(in, h, raw, p) < 0) {
         return -1;
     }
-    ask.kind = raw->pooling ? poolings[row].kind : HEARTH_EMBED;
-    ask.ids = in->ids;
-    ask.n_ids = in->n_ids;
-    ask.lens = in->lens;
-    ask.n_lens = in->n;
-    if (hearth_evaluate(h, &ask, &m, &error) < 0) {
-        return problem_of_error(p, &error);
+    struct json *data = json_new_array();
+    if (evaluate(x, h, raw, in, raw->pooling ? poolings[row].kind : HEARTH_EMBED, data, p) < 0) {
+        json_destroy(&data);
+        return -1;
     }
-    int result = 0;
-    if (raw->dimensions.given && (uint64_t)raw->dimensions.value > m.n_cols) {
-        result = problem_set(p, 400, "dimensions", "invalid_value",
-                             "'dimensions' is %lld, the model has %llu", raw->dimensions.value,
-                             (unsigned long long)m.n_cols);
-    } else {
-        exchange_spend(x, (uint32_t)in->n_ids);
-        exchange_reply_json(x, 200, answer_json(raw, in, &m, base64));
-    }
-    hearth_matrix_free(&m);
-    return result;
+    exchange_reply_json(x, 200, answer_json(raw, in, data));
+    return 0;
 }
 
 void openai_embeddings(struct exchange *x, struct hearth *h)

@@ -134,9 +134,62 @@ static void endless_answers_take_turns(void **state)
     rig_close(&r);
 }
 
+/* What the worker was given first is answered: no rows, as a perplexity has none. Returns its flow; 0: it has none. */
+static uint64_t answer_first(struct rig *r)
+{
+    struct eval *first = NULL;
+    for (struct eval *e = r->b->evals.first; e; e = e->next) {
+        if (e->state == EVAL_RUNNING && (!first || e->segment < first->segment)) {
+            first = e; /* segments are numbered as they are made */
+        }
+    }
+    uint64_t flow = first ? first->flow : 0;
+    if (first) {
+        Hearth__WorkerEvaluated done = HEARTH__WORKER_EVALUATED__INIT;
+        done.work = first->number;
+        evals_done(r->b, first->worker, &done);
+        rig_turns(r);
+    }
+    return flow;
+}
+
+/* Evaluations count in their flow: one question comes right behind what the worker has already, not behind twenty others. Charged
+ * are ids, once, and a named flow is the same for its evaluations and its generations. */
+static void evaluations_have_flows(void **state)
+{
+    (void)state;
+    struct rig r;
+    begin(&r);
+    struct post_to to = { 0 };
+    int32_t ids[3] = { 1, 2, 3 };
+    Hearth__Evaluate ask = HEARTH__EVALUATE__INIT;
+    ask.kind = HEARTH__EVAL_KIND__PERPLEXITY;
+    for (int i = 0; i < 20; i++) {
+        evals_ask(r.b, &to, clients[0], m, &ask, ids, sizeof ids);
+    }
+    rig_turns(&r);
+    assert_int_equal(evals_running(r.b, m), EVALS_AT_ONCE);
+    ask.flow = message_str("other");
+    evals_ask(r.b, &to, clients[0], m, &ask, ids, sizeof ids);
+    uint64_t other = clients_flow_named(clients[0], ask.flow);
+    assert_int_not_equal(other, clients[0]->flow);
+    rig_turns(&r);
+    int before = 0;
+    while (answer_first(&r) != other) {
+        assert_in_range(++before, 1, EVALS_AT_ONCE);
+    }
+    while (answer_first(&r)) {
+    }
+    assert_null(r.b->evals.first);
+    assert_int_equal(queue_served(&r.b->queue, clients[0]->flow) - queue_served(&r.b->queue, other),
+                     4 * 3 * (20 - (int)EVALS_AT_ONCE - 1));
+    rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(evaluations_have_flows),
         cmocka_unit_test(tokens_go_by_weight),
         cmocka_unit_test(endless_answers_take_turns),
     };

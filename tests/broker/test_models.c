@@ -209,7 +209,7 @@ static void evaluation_wants_its_model_again_after_a_death(void **state)
     Hearth__Evaluate ask = HEARTH__EVALUATE__INIT;
     int32_t ids[3] = { 1, 2, 3 };
     struct post_to to = { .peer = c->peer };
-    evals_ask(r.b, &to, c->number, m, &ask, ids, sizeof ids);
+    evals_ask(r.b, &to, c, m, &ask, ids, sizeof ids);
     rig_turns(&r);
     rig_loaded(&r, 4096);
     rig_bound(&r, m);

@@ -98,6 +98,10 @@ def embeddings(house):
     assert all(abs(a - b) < 1e-6 for a, b in zip(struct.unpack("<%df" % (len(raw) // 4), raw), vector))
     short = post(house, "/v1/embeddings", {"input": "one cat", "dimensions": 8})["data"][0]["embedding"]
     assert len(short) == 8 and abs(sum(v * v for v in short) - 1) < 1e-4
+    many = ["one cat", "two"] + ["a story of %d words " % n + "word " * (n * 37 % 500) for n in range(60)] + ["one cat"]
+    answer = post(house, "/v1/embeddings", {"input": many, "model": "hearth-tiny"})  # more than is asked for at once
+    assert [d["index"] for d in answer["data"]] == list(range(63)) and answer["usage"]["prompt_tokens"] > 10000
+    assert [answer["data"][i]["embedding"] for i in (0, 1, 62)] == [floats["data"][i]["embedding"] for i in (0, 1, 0)]
     assert "check_embedding_ctx_length" in post(house, "/v1/embeddings", {"input": [[1, 2]]}, 400)["error"]["message"]
 
 
@@ -286,6 +290,8 @@ def keys_have_quotas_of_their_own():
         assert ask(low)[0] == 200  # another key's affair, and more than its minute
         status, code, after = ask(low)
         assert (status, code) == (429, "key_tokens_limit") and int(after) > 60, (status, code, after)
+        embed = call(house, "POST", "/v1/embeddings", {"input": "text"}, {"Authorization": "Bearer " + low})
+        assert embed[0] == 429 and embed[2]["error"]["code"] == "key_tokens_limit", embed
         assert call(house, "GET", "/v1/models", headers={"Authorization": "Bearer " + low})[0] == 200
         c.sock.shutdown(socket.SHUT_RDWR)
         c.close()

@@ -169,6 +169,36 @@ static void attention_agrees_with_the_cpu(void **state)
     free(sinks);
 }
 
+/* The judge of the rest has the same bits on both devices. */
+static void the_exact_setting_gives_the_cpus_bits(void **state)
+{
+    (void)state;
+    static const int64_t at[3] = { 5, 140, 300 };
+    static const struct form exact[] = { { DTYPE_F32, DTYPE_F32, 40, 144, 3 },
+                                         { DTYPE_F16, DTYPE_BF16, 32, 48, 1 } };
+    float *want = calloc(3 * 6 * 144, sizeof *want), *got = calloc(3 * 6 * 144, sizeof *got);
+    float *sinks = twins_floats(6, 3, 24);
+    struct twins t = twins_exact();
+    for (size_t i = 0; i < 2; i++) {
+        const struct form *f = &exact[i];
+        struct kv kv;
+        make(&kv, f->k, f->v, f->k_dim, f->v_dim);
+        store(t.cpu, &kv, 0, 301);
+        for (int form = 0; form < 2; form++) {
+            const float *sink = form ? sinks : NULL;
+            attend(t.cpu, &kv, 2 * f->group, at, 3, form * 100, sink, (float)form * 3, want);
+            attend(t.cuda, &kv, 2 * f->group, at, 3, form * 100, sink, (float)form * 3, got);
+            twins_compare(got, want, (size_t)3 * 2 * f->group * f->v_dim, 0, "exact attention");
+        }
+        free(kv.pages);
+    }
+    backend_close(&t.cuda);
+    backend_close(&t.cpu);
+    free(want);
+    free(got);
+    free(sinks);
+}
+
 /* Twenty rows of one sequence, not split, several to a warp; each of them alone, split. */
 static void a_row_has_the_same_bits_in_a_crowd(void **state)
 {
@@ -224,6 +254,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(pages_are_the_cpus),
         cmocka_unit_test(attention_agrees_with_the_cpu),
+        cmocka_unit_test(the_exact_setting_gives_the_cpus_bits),
         cmocka_unit_test(a_row_has_the_same_bits_in_a_crowd),
         cmocka_unit_test(rows_of_a_warp_may_begin_in_different_spans),
     };

@@ -39,6 +39,33 @@ static void models_agree_with_the_cpu(void **state)
     }
 }
 
+static void the_exact_setting_agrees_with_the_cpus(void **state)
+{
+    (void)state;
+    struct tiny t = tiny_default;
+    float *logits[2];
+    t.dtype = DTYPE_Q8_0;
+    t.n_experts = 4;
+    for (int cuda = 0; cuda < 2; cuda++) {
+        struct rig r;
+        struct err err = { 0 };
+        const struct backend_options options = { .n_threads = 1, .exact = true };
+        struct backend *b = backend_open(cuda ? "cuda:0" : "cpu", &options, &err);
+        assert_ok(b ? 0 : -1, err);
+        rig_start_on(&r, &t, b, DTYPE_F32);
+        r.borrowed = false;
+        uint32_t seq = rig_begin(&r, 1);
+        logits[cuda] = calloc(2 * t.vocab_size, sizeof(float));
+        assert_non_null(logits[cuda]);
+        rig_step(&r, &seq, 1, 0, 30, logits[cuda]);
+        rig_step(&r, &seq, 1, 30, 31, logits[cuda] + t.vocab_size);
+        rig_stop(&r);
+    }
+    twins_compare(logits[1], logits[0], 2 * t.vocab_size, 1e-5, "logits");
+    free(logits[0]);
+    free(logits[1]);
+}
+
 static void a_token_has_the_same_bits_in_a_crowd(void **state)
 {
     (void)state;
@@ -119,6 +146,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(models_agree_with_the_cpu),
+        cmocka_unit_test(the_exact_setting_agrees_with_the_cpus),
         cmocka_unit_test(a_token_has_the_same_bits_in_a_crowd),
         cmocka_unit_test(decode_beside_a_prompt_has_its_own_bits),
     };

@@ -368,6 +368,51 @@ static void experts_rows_come_in_pieces(void **state)
     free(got);
 }
 
+/* The judge of the rest has the same bits on both devices. */
+static void the_exact_setting_gives_the_cpus_bits(void **state)
+{
+    (void)state;
+    enum { N = 5, SHARE = 2, EXPERTS = 3 };
+    static const int32_t experts[N] = { 2, 0, 0, 1, 2 };
+    static float want[N * M], got[N * M];
+    struct twins t = twins_exact();
+    float *x = twins_floats(N * K, 1, 5), *bias = twins_floats(EXPERTS * M, 1, 6);
+    float *scale = twins_floats(EXPERTS, 1, 7);
+    struct err err;
+    for (size_t i = 0; i < N_TYPES; i++) {
+        struct pair p;
+        const char *name = dtype_get(types[i])->name;
+        make(&t, types[i], i % 2 ? 256 : K, M, EXPERTS, false, &p);
+        multiply(t.cpu, &p.cpu, x, N, bias, want);
+        multiply(t.cuda, &p.cuda, x, N, bias, got);
+        twins_compare(got, want, N * M, 0, name);
+        struct op_matmul_experts op = { .w = &p.cpu,
+                                        .bias = bias,
+                                        .scale = scale,
+                                        .experts = experts,
+                                        .x = x,
+                                        .x_stride = K,
+                                        .x_share = SHARE,
+                                        .n_rows = N,
+                                        .y = want,
+                                        .y_stride = M };
+        assert_ok(t.cpu->ops->matmul_experts(t.cpu, &op, &err), err);
+        op.w = &p.cuda;
+        op.y = got;
+        assert_ok(t.cuda->ops->matmul_experts(t.cuda, &op, &err), err);
+        twins_compare(got, want, N * M, 0, name);
+        drop(&t, &p);
+    }
+    assert_int_equal(t.cuda->ops->check_kv(t.cuda, DTYPE_F32, DTYPE_F16, &err), 0);
+    assert_int_equal(t.cuda->ops->check_kv(t.cuda, DTYPE_F32, DTYPE_Q8_0, &err), -1);
+    assert_int_equal(err.code, ERR_UNSUPPORTED);
+    backend_close(&t.cuda);
+    backend_close(&t.cpu);
+    free(x);
+    free(bias);
+    free(scale);
+}
+
 static void infinities_reach_the_result(void **state)
 {
     struct twins *t = *state;
@@ -393,9 +438,6 @@ static void what_has_no_kernel_is_refused(void **state)
     struct err err;
     struct matrix w = { .name = "blk.0.w", .dtype = DTYPE_Q8_K };
     assert_int_equal(t->cuda->ops->check_matrix(t->cuda, &w, &err), -1);
-    assert_int_equal(err.code, ERR_UNSUPPORTED);
-    const struct backend_options exact = { .exact = true };
-    assert_null(cuda_open("cuda:0", &exact, &err));
     assert_int_equal(err.code, ERR_UNSUPPORTED);
     const struct backend_options options = { .n_threads = 1 };
     assert_null(cuda_open("cuda:7", &options, &err));
@@ -430,6 +472,7 @@ int main(void)
         cmocka_unit_test(rows_left_quantised_are_not_believed_too_long),
         cmocka_unit_test(experts_agree_with_the_cpu),
         cmocka_unit_test(experts_rows_come_in_pieces),
+        cmocka_unit_test(the_exact_setting_gives_the_cpus_bits),
         cmocka_unit_test(infinities_reach_the_result),
         cmocka_unit_test(what_has_no_kernel_is_refused),
         cmocka_unit_test(without_a_device_auto_means_the_cpu),

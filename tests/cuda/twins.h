@@ -39,6 +39,21 @@ static inline int twins_open(void **state)
     return 0;
 }
 
+/* The same two for the setting --exact; closed by the caller. */
+static inline struct twins twins_exact(void)
+{
+    struct twins t;
+    struct err err = { 0 };
+    const struct backend_options options = { .n_threads = 1, .exact = true };
+    t.cpu = backend_open("cpu", &options, &err);
+    t.cuda = t.cpu ? cuda_open("cuda:0", &options, &err) : NULL;
+    if (!t.cuda || t.cpu->ops->reserve(t.cpu, &twins_limits, &err) < 0 ||
+        t.cuda->ops->reserve(t.cuda, &twins_limits, &err) < 0) {
+        fail_msg("%s", err.text);
+    }
+    return t;
+}
+
 static inline int twins_close(void **state)
 {
     struct twins *t = *state;

@@ -62,15 +62,11 @@ int cuda_attention_reserve(struct cuda_backend *c, struct err *err)
     return 0;
 }
 
-int cuda_attention(struct backend *b, const struct op_attention *op, struct err *err)
+int attention_args_of(struct cuda_backend *c, const struct op_attention *op,
+                      struct attention_args *to, struct err *err)
 {
-    struct cuda_backend *c = cuda_of(b);
     const struct kv_layer *l = &op->layout->layer[op->layer];
     struct attention_args a = {};
-    cuda_forget(c);
-    if (op->n_rows == 0) {
-        return 0;
-    }
     a.rows = pages_stage_rows(c, op->rows, op->n_rows, err);
     if (!a.rows) {
         return -1;
@@ -89,6 +85,22 @@ int cuda_attention(struct backend *b, const struct op_attention *op, struct err 
     a.softcap = op->softcap;
     a.window = op->window;
     a.sinks = op->sinks;
+    *to = a;
+    return 0;
+}
+
+int cuda_attention(struct backend *b, const struct op_attention *op, struct err *err)
+{
+    struct cuda_backend *c = cuda_of(b);
+    const struct kv_layer *l = &op->layout->layer[op->layer];
+    struct attention_args a;
+    cuda_forget(c);
+    if (op->n_rows == 0) {
+        return 0;
+    }
+    if (attention_args_of(c, op, &a, err) < 0) {
+        return -1;
+    }
     for (uint32_t i = 0; i < op->n_rows; i++) {
         const struct kv_row *row = &op->rows[i];
         int64_t n = (row->end_pos + KV_SPAN - 1) / KV_SPAN -

@@ -53,7 +53,8 @@ static int cuda_reserve(struct backend *b, const struct backend_limits *limits, 
     struct cuda_backend *c = cuda_of(b);
     struct backend_limits before = c->limits;
     backend_limits_widen(&c->limits, limits);
-    int rc = cuda_matmul_reserve(c, err) < 0 ? -1 : cuda_attention_reserve(c, err);
+    /* The exact setting's ops need none: activations stay floats, sums stay in registers. */
+    int rc = b->exact ? 0 : cuda_matmul_reserve(c, err) < 0 ? -1 : cuda_attention_reserve(c, err);
     if (rc < 0 || b->dry) {
         c->limits = before;
     }
@@ -123,6 +124,17 @@ static struct backend_ops make_ops(void)
     return ops;
 }
 
+/* The twins of cpu/ that are the judge there; the other ops have one setting. */
+static struct backend_ops make_exact_ops(void)
+{
+    struct backend_ops ops = make_ops();
+    ops.matmul = cuda_matmul_exact;
+    ops.matmul_experts = cuda_matmul_experts_exact;
+    ops.attention = cuda_attention_exact;
+    ops.check_kv = cuda_attention_check_exact;
+    return ops;
+}
+
 bool cuda_available(struct err *err)
 {
     int n = 0;
@@ -156,12 +168,8 @@ static int device_of(const char *name, int *device, struct err *err)
 
 struct backend *cuda_open(const char *name, const struct backend_options *options, struct err *err)
 {
-    static const struct backend_ops ops = make_ops();
+    static const struct backend_ops ops = make_ops(), exact = make_exact_ops();
     int device;
-    if (options->exact) {
-        err_set(err, ERR_UNSUPPORTED, "device %s: the exact setting is the CPU's", name);
-        return NULL;
-    }
     if (!cuda_available(err) || device_of(name, &device, err) < 0) {
         return NULL;
     }
@@ -170,7 +178,8 @@ struct backend *cuda_open(const char *name, const struct backend_options *option
         err_set(err, ERR_NO_MEMORY, "cuda backend");
         return NULL;
     }
-    c->base.ops = &ops;
+    c->base.ops = options->exact ? &exact : &ops;
+    c->base.exact = options->exact;
     c->base.name = "cuda";
     c->device = device;
     c->base.budget_bytes = options->budget_bytes;

@@ -87,7 +87,7 @@ static inline void cuda_forget(struct cuda_backend *c)
     c->quantised.x = NULL;
 }
 
-/* backend.c's row: name is cuda or cuda:N. Errors: ERR_NOT_FOUND without such a device, ERR_UNSUPPORTED for exact. */
+/* backend.c's row: name is cuda or cuda:N. Errors: ERR_FAILED without such a device. */
 struct backend *cuda_open(const char *name, const struct backend_options *options, struct err *err);
 
 /* Whether there is a device to open; the reason in err when not. */
@@ -160,12 +160,18 @@ int cuda_embed(struct backend *b, const struct op_embed *op, struct err *err);
 int cuda_norm(struct backend *b, const struct op_norm *op, struct err *err);
 int cuda_matmul(struct backend *b, const struct op_matmul *op, struct err *err);
 int cuda_matmul_experts(struct backend *b, const struct op_matmul_experts *op, struct err *err);
+int cuda_matmul_exact(struct backend *b, const struct op_matmul *op, struct err *err);
+int cuda_matmul_experts_exact(struct backend *b, const struct op_matmul_experts *op,
+                              struct err *err);
 int cuda_matmul_check(struct backend *b, const struct matrix *w, struct err *err);
 int cuda_matmul_reserve(struct cuda_backend *c, struct err *err);
 int cuda_rope_table(struct backend *b, const struct op_rope_table *op, struct err *err);
 int cuda_rope(struct backend *b, const struct op_rope *op, struct err *err);
 int cuda_kv_store(struct backend *b, const struct op_kv_store *op, struct err *err);
 int cuda_attention(struct backend *b, const struct op_attention *op, struct err *err);
+int cuda_attention_exact(struct backend *b, const struct op_attention *op, struct err *err);
+int cuda_attention_check_exact(struct backend *b, enum dtype k_type, enum dtype v_type,
+                               struct err *err);
 int cuda_attention_check(struct backend *b, enum dtype k_type, enum dtype v_type, struct err *err);
 int cuda_attention_reserve(struct cuda_backend *c, struct err *err);
 int cuda_act(struct backend *b, const struct op_act *op, struct err *err);

@@ -27,16 +27,12 @@ template <enum dtype T> static __global__ void embed_kernel(struct embed_args a)
     float *y = a.y + (uint64_t)blockIdx.x * a.w.k;
     struct lane_book book = { codebook_source<T>(a.tables), 1, 0 };
     for (uint32_t at = threadIdx.x; at < a.w.k / 8; at += blockDim.x) {
-        uint32_t t = at % 4, tile = at / 4, i = tile % format<T>::tiles, codes[4];
-        const uint8_t *round = group + (uint64_t)(tile / format<T>::tiles) * format<T>::round;
-        struct tile_scales s;
-        tile_codes<T>(round, 4 * g + t, i, &book, codes);
-        tile_scales_of<T>(round, g, i, &s);
-        uint32_t half = format<T>::sub16 ? t / 2 : 0;
-        float nmin = format<T>::has_min ? s.nmin[bottom][half] : 0.0f;
+        uint32_t tile = at / 4;
+        float v[2][8];
+        tile_values<T>(group + (uint64_t)(tile / format<T>::tiles) * format<T>::round, g, at % 4,
+                       tile % format<T>::tiles, &book, v);
         for (uint32_t e = 0; e < 8; e++) {
-            float code = (float)(int8_t)(codes[e / 4 * 2 + bottom] >> (8 * (e % 4)));
-            y[8 * at + e] = (s.scale[bottom][half] * code + nmin) * a.scale;
+            y[8 * at + e] = (bottom ? v[1][e] : v[0][e]) * a.scale;
         }
     }
 }

@@ -144,6 +144,10 @@ static __device__ __forceinline__ float finish(const struct attention_args *a, u
     return acc * (scale / sum);
 }
 
+/* What the op says, its rows staged; n_chunks, partials and n_spans are left 0. attention.cu */
+int attention_args_of(struct cuda_backend *c, const struct op_attention *op,
+                      struct attention_args *to, struct err *err);
+
 /* attention_plain.cu: any types and sizes. attention_tiles.cu: on tensor cores; partials: a block for each span. */
 int attention_plain(struct cuda_backend *c, struct attention_args *a, uint32_t n_rows, bool split,
                     struct err *err);

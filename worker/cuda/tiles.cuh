@@ -493,6 +493,30 @@ static __device__ __forceinline__ void tile_scales_of(const uint8_t *round, uint
     }
 }
 
+/* Values 8 t .. 8 t + 7 of rows g and g + 8 of a tile, as the file's format means them: what lane 4 g + t holds. */
+template <enum dtype T>
+static __device__ __forceinline__ void tile_values(const uint8_t *round, uint32_t g, uint32_t t,
+                                                   uint32_t i, const struct lane_book *book,
+                                                   float v[2][8])
+{
+    constexpr bool sub16 = format<T>::sub16, has_min = format<T>::has_min;
+    uint32_t codes[4];
+    struct tile_scales s;
+    tile_codes<T>(round, 4 * g + t, i, book, codes);
+    tile_scales_of<T>(round, g, i, &s);
+#pragma unroll
+    for (uint32_t r = 0; r < 2; r++) {
+        float scale = sub16 && t >= 2 ? s.scale[r][1] : s.scale[r][0], nmin = 0.0f;
+        if constexpr (has_min) {
+            nmin = sub16 && t >= 2 ? s.nmin[r][1] : s.nmin[r][0];
+        }
+#pragma unroll
+        for (uint32_t e = 0; e < 8; e++) {
+            v[r][e] = scale * (float)(int8_t)(codes[e / 4 * 2 + r] >> (8 * (e % 4))) + nmin;
+        }
+    }
+}
+
 /* ---- matrices ---- */
 
 /* A matrix as kernels see it. */

@@ -340,10 +340,10 @@ static __device__ __forceinline__ void tile_codes(const uint8_t *round, uint32_t
             }
         }
     } else if constexpr (kind == TILE_PAIRS) {
-        constexpr uint32_t to = format<T>::is_signed ? 6 : 0;
+        constexpr int to = format<T>::is_signed ? 6 : 0;
         uint32_t w = get32(round + body_at<T, 0>(lane, 4 * i));
 #pragma unroll
-        for (uint32_t q = 0; q < 4; q++) {
+        for (int q = 0; q < 4; q++) {
             a[q] = (to > 2 * q ? w << (to - 2 * q) : w >> (2 * q - to)) & (0x03030303u << to);
         }
         if constexpr (extra > 0) {

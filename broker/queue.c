@@ -14,6 +14,16 @@ static unsigned rank_of(enum queue_priority priority)
     return priority == QUEUE_INTERACTIVE ? 0 : priority == QUEUE_NORMAL ? 1 : 2;
 }
 
+uint64_t queue_aged_ms(enum queue_priority priority)
+{
+    return cost_of(priority) * QUEUE_AGED_MS;
+}
+
+bool queue_yields(enum queue_priority a, enum queue_priority b)
+{
+    return rank_of(a) >= rank_of(b);
+}
+
 void queue_clear(struct queue *q)
 {
     free(q->flows);

@@ -134,6 +134,8 @@ static void recover_slot(struct broker *b, struct shard *shard, uint32_t i)
     uint64_t unix_ms = broker_unix_ms();
     uint64_t age = unix_ms > slot->admitted_unix_ms ? unix_ms - slot->admitted_unix_ms : 0;
     r->born_ms = b->now_ms > age ? b->now_ms - age : 1;
+    uint64_t spoke_ms = request_spoke_ms(r);
+    r->waits_ms = spoke_ms > r->born_ms && spoke_ms < b->now_ms ? spoke_ms : r->born_ms;
     /* Records go on when the client resumes; its old peer is no peer of this broker. */
     if (slot->records) {
         atomic_store(&slot->reader, b->records.reader);

@@ -78,7 +78,7 @@ struct request *request_create(struct broker *b, struct err *err)
         return NULL;
     }
     r->serial = broker_serial(b);
-    r->born_ms = b->now_ms;
+    r->born_ms = r->waits_ms = b->now_ms;
     t->list[t->n++] = r;
     return r;
 }
@@ -224,25 +224,36 @@ uint64_t request_committed(const struct request *r)
     return journal_committed(&reader);
 }
 
-int request_find_end(const struct request *r, struct journal_record *end)
+/* The last record of a log: 1, 0 without any, -1 when it is damaged. */
+static int find_last(const struct request *r, struct journal_record *last)
 {
     static struct journal_view view; /* 16 KiB: not on the stack; one thread */
     struct journal_reader reader;
     struct err err = { 0 };
-    int got = journal_reader_init(&reader, &r->shard->journal, r->slot, r->generation, &err);
+    int found = 0,
+        got = journal_reader_init(&reader, &r->shard->journal, r->slot, r->generation, &err);
     if (got == 0) {
         while ((got = journal_read(&reader, &view, &err)) > 0) {
-            if (view.record.flags & JOURNAL_ENDED) {
-                *end = view.record;
-                return 1;
-            }
+            *last = view.record;
+            found = 1;
         }
     }
     if (got < 0) {
         char id[17];
         log_error("request %s: %s", short_id(r, id), err.text);
     }
-    return 0;
+    return got < 0 ? -1 : found;
+}
+
+int request_find_end(const struct request *r, struct journal_record *end)
+{
+    return find_last(r, end) == 1 && end->flags & JOURNAL_ENDED;
+}
+
+uint64_t request_spoke_ms(const struct request *r)
+{
+    struct journal_record last;
+    return find_last(r, &last) == 1 ? last.time_us / 1000 : 0;
 }
 
 void request_wake_by(struct broker *b, struct request *r, uint64_t reader)
@@ -363,6 +374,10 @@ void request_return(struct broker *b, struct request *r, const char *why)
         return;
     }
     uint64_t committed = request_committed(r);
+    /* A token, or a while of prefill, is what it waited for. */
+    if (committed > r->n_taken || b->now_ms >= r->taken_ms + QUEUE_PLACE_MS) {
+        r->waits_ms = b->now_ms;
+    }
     if (committed > r->charged) {
         queue_charge(&b->queue, r->flow, (enum queue_priority)r->priority, committed - r->charged);
         if (r->model) {

@@ -86,6 +86,8 @@ struct request {
     uint64_t charged;       /* committed records already counted for fairness */
     uint64_t n_taken;       /* committed when it was taken */
     uint64_t born_ms, ended_ms;
+    uint64_t waits_ms; /* since it came or was last served: what its age is counted from */
+    uint64_t taken_ms; /* since when it has its place */
     uint64_t deadline_unix_ms;
     bool records; /* Records frames go to records_peer */
     struct link_peer records_peer;
@@ -127,6 +129,9 @@ uint64_t request_committed(const struct request *r);
 
 /* The end record when the log has one: 1, else 0. */
 int request_find_end(const struct request *r, struct journal_record *end);
+
+/* When its last record was written (CLOCK_MONOTONIC); 0: none is. */
+uint64_t request_spoke_ms(const struct request *r);
 
 /* Ends a request whose log is the broker's: commits the end, moves the state, wakes the reader. Before admission the
  * client is told instead and the request is gone. */

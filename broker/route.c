@@ -53,6 +53,7 @@ static void take(struct broker *b, struct request *r, struct worker *w)
     }
     r->n_taken = r->charged = request_committed(r);
     r->worker = w->child;
+    r->taken_ms = b->now_ms;
     /* The owner before the state: whoever finds the state finds whose log it is. */
     atomic_store_explicit(&slot->owner, w->child, memory_order_release);
     request_move(b, r, REQUEST_PREFILL, NULL);
@@ -71,8 +72,39 @@ struct view {
     uint32_t n_all;     /* on this worker, of any model */
     uint32_t n_releasing;
     struct request *next;    /* of those that wait */
+    struct request *aged;    /* of those that have waited too long, the longest */
     struct request *suspect; /* runs now */
 };
+
+static uint32_t running_of_flow(const struct broker *b, const struct worker *w, uint64_t flow)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < b->requests.n; i++) {
+        const struct request *r = b->requests.list[i];
+        n += r->worker == w->child && r->flow == flow && !request_ended(r);
+    }
+    return n;
+}
+
+/* Its flow has nothing and it has waited so long that counters no longer matter: tokens say nothing of the time that turns of
+ * models take between them. */
+static bool is_aged(struct broker *b, const struct request *r, const struct worker *w)
+{
+    uint64_t when = r->waits_ms + queue_aged_ms((enum queue_priority)r->priority);
+    if (b->now_ms < when) {
+        broker_alarm(b, when);
+        return false;
+    }
+    return running_of_flow(b, w, r->flow) == 0;
+}
+
+/* The higher priority, then who has waited longer. */
+static bool is_older(const struct request *r, const struct request *than)
+{
+    bool up = queue_yields((enum queue_priority)than->priority, (enum queue_priority)r->priority);
+    bool down = queue_yields((enum queue_priority)r->priority, (enum queue_priority)than->priority);
+    return up != down ? up : r->waits_ms < than->waits_ms;
+}
 
 static struct view look(struct broker *b, const struct model *m, struct worker *w)
 {
@@ -103,6 +135,9 @@ static struct view look(struct broker *b, const struct model *m, struct worker *
         if (!workers_granted(w, r->shard->segment)) {
             continue; /* the keeper's answer brings a turn */
         }
+        if ((!v.aged || is_older(r, v.aged)) && is_aged(b, r, w)) {
+            v.aged = r;
+        }
         struct queue_place place = { r->flow, (enum queue_priority)r->priority, r->admit_seq };
         if (v.next) {
             struct queue_place best = { v.next->flow, (enum queue_priority)v.next->priority,
@@ -113,17 +148,8 @@ static struct view look(struct broker *b, const struct model *m, struct worker *
         }
         v.next = r;
     }
+    v.next = v.aged ? v.aged : v.next;
     return v;
-}
-
-static uint32_t running_of_flow(const struct broker *b, const struct worker *w, uint64_t flow)
-{
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < b->requests.n; i++) {
-        const struct request *r = b->requests.list[i];
-        n += r->worker == w->child && r->flow == flow && !request_ended(r);
-    }
-    return n;
 }
 
 /* All sequences are taken and somebody waits: who gives one back? A lower priority; or a flow that has several while
@@ -163,6 +189,29 @@ static struct request *choose_victim(struct broker *b, const struct model *m, st
     return victim ? victim : rich;
 }
 
+/* For one that has waited too long: of those that have had their place for a while and are of no higher priority, the one whose flow
+ * was served most. NULL: none yet. */
+static struct request *choose_for_aged(struct broker *b, const struct model *m,
+                                       const struct worker *w, const struct request *waits)
+{
+    struct request *victim = NULL;
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < b->requests.n; i++) {
+        struct request *r = b->requests.list[i];
+        if (r->worker != w->child || r->model != m || request_ended(r) || r->ending ||
+            !queue_yields((enum queue_priority)r->priority, (enum queue_priority)waits->priority)) {
+            continue;
+        }
+        if (b->now_ms < r->taken_ms + QUEUE_PLACE_MS) {
+            broker_alarm(b, r->taken_ms + QUEUE_PLACE_MS);
+        } else if (!victim || queue_served(&b->queue, r->flow) > most) {
+            victim = r;
+            most = queue_served(&b->queue, r->flow);
+        }
+    }
+    return victim;
+}
+
 static void act_model(struct broker *b, struct model *m, struct worker *w)
 {
     for (;;) {
@@ -187,6 +236,9 @@ static void act_model(struct broker *b, struct model *m, struct worker *w)
             continue;
         }
         struct request *victim = v.n_releasing ? NULL : choose_victim(b, m, w, v.next);
+        if (!victim && !v.n_releasing && v.aged) {
+            victim = choose_for_aged(b, m, w, v.aged);
+        }
         if (victim) {
             route_release(b, victim, "another flow waits for its turn");
         }

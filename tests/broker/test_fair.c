@@ -186,12 +186,43 @@ static void evaluations_have_flows(void **state)
     rig_close(&r);
 }
 
+/* Counters know tokens, not time: where a token takes long, who waits has a place after its age, from one of its priority or a
+ * lower one that has had it for a while. */
+static void age_goes_before_counters(void **state)
+{
+    (void)state;
+    struct rig r;
+    uint64_t served[4] = { 0 };
+    begin(&r);
+    struct request *first = submit(&r, 0, 1, 4, 1900, QUEUE_NORMAL);
+    struct request *second = submit(&r, 1, 2, 4, 1900, QUEUE_NORMAL);
+    rig_turns(&r);
+    submit(&r, 2, 3, 4, 1900, QUEUE_BATCH);
+    r.b->now_ms += queue_aged_ms(QUEUE_BATCH);
+    rig_turns(&r);
+    assert_false(first->releasing || second->releasing); /* they are of a higher priority */
+    struct request *late = submit(&r, 3, 4, 4, 1900, QUEUE_NORMAL);
+    r.b->now_ms += queue_aged_ms(QUEUE_NORMAL) - 1;
+    rig_turns(&r);
+    assert_false(first->releasing || second->releasing);
+    r.b->now_ms += 1;
+    rig_turns(&r);
+    assert_true(first->releasing != second->releasing);
+    step(&r, served);
+    assert_true(late->worker);
+    r.b->now_ms += QUEUE_PLACE_MS;
+    rig_turns(&r);
+    assert_false(late->releasing); /* who gave its place up has waited for a moment only */
+    rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(evaluations_have_flows),
         cmocka_unit_test(tokens_go_by_weight),
         cmocka_unit_test(endless_answers_take_turns),
+        cmocka_unit_test(age_goes_before_counters),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

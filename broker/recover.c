@@ -190,13 +190,14 @@ static void drop_reader(struct broker *b, uint64_t segment)
     keeper_line_ask(b->keeper, &drop, NULL, 0, KEEPER_NOTHING, 0, 0);
 }
 
-static void recover_segments(struct broker *b)
+/* Weights before what hangs on them: they name their model, and the keeper's rows stand in no order. */
+static void recover_segments(struct broker *b, bool weights)
 {
     for (uint32_t i = 0; i < list.n_segments; i++) {
         uint64_t segment = list.segments[i].segment;
         const char *tag = list.segments[i].tag;
-        if (strncmp(tag, "shard ", 6) == 0) {
-            continue; /* done before */
+        if (strncmp(tag, "shard ", 6) == 0 || (strncmp(tag, "weights ", 8) == 0) != weights) {
+            continue; /* done before, or another time */
         }
         if (strncmp(tag, "reader ", 7) == 0 || strcmp(tag, "own reader") == 0) {
             /* Workers wake by it and clients sleep on it until they come anew. Others go now: brokers that die young would
@@ -256,7 +257,8 @@ void recover_end(struct broker *b)
             recover_slot(b, &b->shards.list[i], k);
         }
     }
-    recover_segments(b);
+    recover_segments(b, true);
+    recover_segments(b, false);
     for (uint32_t i = 0; i < list.n_children; i++) {
         if (list.children[i].role == HERITAGE_HTTP) {
             gateway_adopt(b, list.children[i].child, list.children[i].pid, list.children[i].tag);

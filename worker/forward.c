@@ -44,7 +44,9 @@ static int check_run(struct pass *p, uint32_t begin, uint32_t end)
             return err_set(p->err, ERR_BAD_INPUT, "row %u: position %lld, the sequence is at %lld",
                            i, (long long)batch->positions[i], (long long)pos);
         }
-        if (batch->tokens[i] < 0 || (uint32_t)batch->tokens[i] >= p->m->vocab_size) {
+        bool fed = p->f->fed && batch->tokens[i] < 0 &&
+                   batch->tokens[i] >= FORWARD_FED(OP_PICK_ROWS_MAX - 1);
+        if (!fed && (batch->tokens[i] < 0 || (uint32_t)batch->tokens[i] >= p->m->vocab_size)) {
             return err_set(p->err, ERR_BAD_INPUT, "row %u: token %d, the vocabulary has %u", i,
                            batch->tokens[i], p->m->vocab_size);
         }
@@ -138,7 +140,9 @@ static int make_rope_tables(struct pass *p)
 static int embed_rows(struct pass *p, const struct matrix *w, const int32_t *ids, float scale,
                       float *y)
 {
-    const struct op_embed op = { .w = w, .ids = ids, .n_rows = p->n, .scale = scale, .y = y };
+    const struct op_embed op = {
+        .w = w, .ids = ids, .fed = p->f->fed, .n_rows = p->n, .scale = scale, .y = y
+    };
     return p->ops->embed(p->b, &op, p->err);
 }
 
@@ -403,21 +407,69 @@ static int compute_logits(struct pass *p, uint32_t n)
                                                              : 0;
 }
 
-/* All rows with the flag, in groups that fit the work space, to host memory of `width` floats a row. */
-static int put_out(struct pass *p, uint8_t flag, uint32_t width, const float *device, float *host)
+/* Rows with the flag, from place n on in out_rows; how many there are then. */
+static uint32_t list_rows(struct pass *p, uint8_t flag, uint32_t n)
 {
-    uint32_t n = 0;
     for (uint32_t i = 0; i < p->n; i++) {
         if (p->batch->flags[i] & flag) {
             p->f->out_rows[n++] = i;
         }
     }
+    return n;
+}
+
+/* The first n rows of `device`, of `width` floats each, to the host. */
+static int take_out(struct pass *p, const float *device, uint32_t width, uint32_t n, float *host)
+{
+    return n == 0 ? 0
+                  : p->ops->download(p->b, host, device, (size_t)n * width * sizeof *host, p->err);
+}
+
+/* The tokens of rows `from` up to n of this group of logits; `done` were chosen before. */
+static int choose(struct pass *p, uint32_t from, uint32_t n, uint32_t done)
+{
+    const struct forward_sample *sample = p->batch->sample;
+    const struct op_sample op = {
+        .logits = p->f->logits,
+        .stride = p->m->output.m,
+        .n_rows = n - from,
+        .n_changes = sample->n_changes,
+        .picks = sample->picks + done,
+        .changes = sample->changes,
+        .fed = p->f->fed,
+        .picked = sample->picked + done,
+    };
+    for (uint32_t i = 0; i < op.n_rows; i++) {
+        sample->picks[done + i].row = from + i;
+    }
+    return p->ops->sample(p->b, &op, p->err);
+}
+
+/* Logits of all rows that want them or a token, in groups that fit the work space: to host memory first, then to tokens. */
+static int put_logits(struct pass *p, float *host)
+{
+    uint32_t n_host = host ? list_rows(p, FORWARD_LOGITS, 0) : 0;
+    uint32_t n = p->batch->sample ? list_rows(p, FORWARD_SAMPLE, n_host) : n_host;
+    for (uint32_t begin = 0; begin < n; begin += p->f->max_outputs) {
+        uint32_t count = n - begin < p->f->max_outputs ? n - begin : p->f->max_outputs;
+        uint32_t out = n_host <= begin ? 0 : n_host - begin < count ? n_host - begin : count;
+        if (gather_outputs(p, p->f->out_rows + begin, count) < 0 || compute_logits(p, count) < 0 ||
+            take_out(p, p->f->logits, p->m->output.m, out,
+                     out ? host + (size_t)begin * p->m->output.m : NULL) < 0 ||
+            (out < count && choose(p, out, count, begin + out - n_host) < 0)) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static int put_states(struct pass *p, float *host)
+{
+    uint32_t n = list_rows(p, FORWARD_EMBED, 0), width = p->m->dim;
     for (uint32_t begin = 0; begin < n; begin += p->f->max_outputs) {
         uint32_t count = n - begin < p->f->max_outputs ? n - begin : p->f->max_outputs;
         if (gather_outputs(p, p->f->out_rows + begin, count) < 0 ||
-            (flag == FORWARD_LOGITS && compute_logits(p, count) < 0) ||
-            p->ops->download(p->b, host + (size_t)begin * width, device,
-                             (size_t)count * width * sizeof *host, p->err) < 0) {
+            take_out(p, p->f->out, width, count, host + (size_t)begin * width) < 0) {
             return -1;
         }
     }
@@ -429,22 +481,23 @@ static int put_out(struct pass *p, uint8_t flag, uint32_t width, const float *de
 /* Steps of as many rows and outputs are the same launches on the same memory. */
 static int begin_step(struct pass *p)
 {
-    uint64_t n_outputs = 0;
+    uint64_t n_outputs = 0, n_sampled = 0;
     if (!p->ops->step) {
         return 0;
     }
     for (uint32_t i = 0; p->batch->flags && i < p->n; i++) {
         n_outputs += p->batch->flags[i] != 0;
+        n_sampled += (p->batch->flags[i] & FORWARD_SAMPLE) != 0;
     }
-    uint64_t key = p->f->number << 32 | (uint64_t)p->n << 24 | n_outputs << 16;
+    uint64_t key = p->f->number << 32 | (uint64_t)p->n << 24 | n_outputs << 16 | n_sampled << 8;
     /* A step that may have to wait for weights is not kept: others may come between. */
     return p->ops->step(p->b, p->f->all_ready && p->n <= STEADY_ROWS ? key : 0, p->err);
 }
 
-int forward_step(struct forward *f, struct kvcache *kv, const struct forward_batch *batch,
-                 float *logits, float *embeddings, struct err *err)
+static struct pass pass_of(struct forward *f, struct kvcache *kv, const struct forward_batch *batch,
+                           struct err *err)
 {
-    struct pass p = {
+    return (struct pass){
         .f = f,
         .m = f->m,
         .b = f->backend,
@@ -454,46 +507,73 @@ int forward_step(struct forward *f, struct kvcache *kv, const struct forward_bat
         .n = batch->n_tokens,
         .err = err,
     };
-    if (logits && !f->m->output.data) {
-        return err_set(err, ERR_UNSUPPORTED, "%s gives embeddings, no logits", f->m->arch->name);
+}
+
+/* From the tokens to the outputs. */
+static int run(struct pass *p, float *logits, float *embeddings)
+{
+    struct forward *f = p->f;
+    bool outputs = logits || embeddings || p->batch->sample;
+    if ((logits || p->batch->sample) && !f->m->output.data) {
+        return err_set(p->err, ERR_UNSUPPORTED, "%s gives embeddings, no logits", f->m->arch->name);
     }
-    assert(kv->mirror || !p.ops->mirror); /* kvcache_place */
+    assert(p->kv->mirror || !p->ops->mirror); /* kvcache_place */
     if (!f->paused) {
         f->next_layer = 0;
-        if (wait_for(&p, f->m->embed_data_end) < 0 || admit(&p) < 0 || begin_step(&p) < 0 ||
-            make_rope_tables(&p) < 0 || embed(&p) < 0) {
+        if (wait_for(p, f->m->embed_data_end) < 0 || admit(p) < 0 || begin_step(p) < 0 ||
+            make_rope_tables(p) < 0 || embed(p) < 0) {
             return -1;
         }
     }
     f->paused = false;
     for (uint32_t i = f->next_layer; i < f->m->n_layers; i++) {
-        if (wait_in_step(&p, f->m->layers[i].data_end, i) < 0) {
+        if (wait_in_step(p, f->m->layers[i].data_end, i) < 0) {
             return -1;
         }
         if (f->progress) {
             atomic_fetch_add_explicit(f->progress, 1, memory_order_relaxed);
         }
-        if (run_layer(&p, i) < 0) {
-            return err_wrap(err, "layer %u", i);
+        if (run_layer(p, i) < 0) {
+            return err_wrap(p->err, "layer %u", i);
         }
     }
-    if ((logits || embeddings) && wait_in_step(&p, f->m->output_data_end, f->m->n_layers) < 0) {
+    if (outputs && wait_in_step(p, f->m->output_data_end, f->m->n_layers) < 0) {
         return -1;
     }
-    if ((logits && put_out(&p, FORWARD_LOGITS, f->m->output.m, f->logits, logits) < 0) ||
-        (embeddings && put_out(&p, FORWARD_EMBED, f->m->dim, f->out, embeddings) < 0)) {
+    f->all_ready = f->all_ready || outputs;
+    return ((logits || p->batch->sample) && put_logits(p, logits) < 0) ||
+                   (embeddings && put_states(p, embeddings) < 0)
+               ? -1
+               : 0;
+}
+
+int forward_step(struct forward *f, struct kvcache *kv, const struct forward_batch *batch,
+                 float *logits, float *embeddings, struct err *err)
+{
+    struct pass p = pass_of(f, kv, batch, err);
+    if (run(&p, logits, embeddings) < 0 || (p.ops->finish && p.ops->finish(p.b, err) < 0)) {
         return -1;
     }
-    if (p.ops->finish && p.ops->finish(p.b, err) < 0) {
-        return -1;
-    }
-    f->all_ready = f->all_ready || logits || embeddings;
     for (uint32_t begin = 0, end; begin < p.n; begin = end) {
         end = run_end(batch, begin);
         kvcache_commit(kv, batch->seqs[begin], end - begin);
         if (kvcache_send(kv, batch->seqs[begin], false, err) < 0) {
             return -1;
         }
+    }
+    return 0;
+}
+
+int forward_leave(struct forward *f, struct kvcache *kv, const struct forward_batch *batch,
+                  struct err *err)
+{
+    struct pass p = pass_of(f, kv, batch, err);
+    if (run(&p, NULL, NULL) < 0 || p.ops->leave(p.b, err) < 0) {
+        return -1;
+    }
+    for (uint32_t begin = 0, end; begin < p.n; begin = end) {
+        end = run_end(batch, begin);
+        kvcache_commit(kv, batch->seqs[begin], end - begin);
     }
     return 0;
 }

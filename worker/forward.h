@@ -20,6 +20,18 @@
 #define FORWARD_LOGITS     0x1   /* this row's logits are wanted */
 #define FORWARD_TOKENS_MAX 16384 /* rows of one step: beyond it only memory grows, not speed */
 #define FORWARD_EMBED      0x2   /* this row's state after the output norm is wanted */
+#define FORWARD_SAMPLE     0x4   /* this row's token is wanted, chosen where its logits are */
+
+/* In place of a token: what a step before chose and left in this slot. */
+#define FORWARD_FED(slot) (-1 - (int32_t)(slot))
+
+/* For rows with FORWARD_SAMPLE, in batch order: how each is chosen (op_sample; `row` is filled in here), and what was. */
+struct forward_sample {
+    uint32_t n_changes;
+    struct op_pick *picks;
+    const struct op_pick_change *changes;
+    struct op_picked *picked;
+};
 
 /* All arrays are the caller's, [n_tokens]. Rows of one sequence stand together, in order of position, the first
  * at kvcache_pos(seq). Encoders (model.causal false) take a whole sequence in one step. */
@@ -28,7 +40,8 @@ struct forward_batch {
     const int32_t *tokens;
     const uint32_t *seqs; /* slots of the kvcache */
     const int64_t *positions;
-    const uint8_t *flags; /* FORWARD_* bits; NULL: none */
+    const uint8_t *flags;                /* FORWARD_* bits; NULL: none */
+    const struct forward_sample *sample; /* NULL: no row has FORWARD_SAMPLE */
 };
 
 struct forward;
@@ -52,6 +65,13 @@ void forward_destroy(struct forward **f);
  * the cache's committed positions, and the forward object is still good unless the backend says otherwise. */
 int forward_step(struct forward *f, struct kvcache *kv, const struct forward_batch *batch,
                  float *logits, float *embeddings, struct err *err);
+
+/* The same without waiting for the step, but only for the one that was left before it, whose `picked` are there afterwards; those
+ * of this one after the next forward_leave, or the backend's finish. No row may want logits or embeddings, and all weights must be
+ * there. Its positions count, but are not on their way to the mirror: kvcache_send, when all tokens are known that they were
+ * computed from. Only where the backend has `leave`. */
+int forward_leave(struct forward *f, struct kvcache *kv, const struct forward_batch *batch,
+                  struct err *err);
 
 /* The step that was stopped for want of weights will not go on: its batch has changed. */
 void forward_abandon(struct forward *f);

@@ -108,6 +108,7 @@ static int alloc_device(struct forward *f, const struct widths *w, struct err *e
     }
     f->out = device_array(f, f->max_outputs, m->dim, err, &ok);
     f->logits = device_array(f, f->max_outputs, m->output.m, err, &ok);
+    f->fed = device_array(f, f->backend->ops->sample ? OP_PICK_ROWS_MAX : 0, 1, err, &ok);
     f->head_idx = device_array(f, n, w->heads, err, &ok);
     return ok ? 0 : -1;
 }
@@ -194,10 +195,10 @@ void forward_destroy(struct forward **forward)
         return;
     }
     void *device[] = {
-        f->x,       f->h,       f->t,       f->t2,    f->t3, f->qkv,       f->q2,
-        f->att,     f->wide,    f->low,     f->low_y, f->g,  f->u,         f->router,
-        f->weights, f->experts, f->eg,      f->eu,    f->ed, f->per_layer, f->per_layer_table,
-        f->out,     f->logits,  f->head_idx
+        f->x,       f->h,       f->t,   f->t2,      f->t3, f->qkv,       f->q2,
+        f->att,     f->wide,    f->low, f->low_y,   f->g,  f->u,         f->router,
+        f->weights, f->experts, f->eg,  f->eu,      f->ed, f->per_layer, f->per_layer_table,
+        f->out,     f->logits,  f->fed, f->head_idx
     };
     for (size_t i = 0; i < sizeof device / sizeof device[0]; i++) {
         f->backend->ops->free(f->backend, device[i]);

@@ -32,7 +32,7 @@ static int step(struct forward *f, const struct model *m, struct kvcache *kv, ui
         positions[i] = pos + i;
     }
     flags[n - 1] = m->causal ? FORWARD_LOGITS : FORWARD_EMBED;
-    const struct forward_batch batch = { n, tokens, seqs, positions, flags };
+    const struct forward_batch batch = { n, tokens, seqs, positions, flags, NULL };
     return forward_step(f, kv, &batch, m->causal ? row : NULL, m->causal ? NULL : row, err);
 }
 

@@ -406,6 +406,15 @@ void kvcache_commit(struct kvcache *kv, uint32_t seq, uint32_t n_tokens)
     kvcache_set_end(s, end_of(s) + n_tokens, state);
 }
 
+static void drop_pages_from(struct kvcache *kv, uint32_t seq, int64_t pos)
+{
+    uint32_t *table = table_of(kv, seq);
+    uint32_t keep = (uint32_t)((pos + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS);
+    for (uint32_t i = keep; i < kv->header->pages_per_seq; i++) {
+        drop_page(kv, &table[i]);
+    }
+}
+
 int kvcache_truncate(struct kvcache *kv, uint32_t seq, int64_t pos, struct err *err)
 {
     struct kvcache_seq *s = &kv->seqs[seq];
@@ -430,11 +439,17 @@ int kvcache_truncate(struct kvcache *kv, uint32_t seq, int64_t pos, struct err *
             memset(kvcache_state(kv, seq, false), 0, kv->layout->state_bytes);
         }
     }
-    uint32_t *table = table_of(kv, seq);
-    uint32_t keep = (uint32_t)((pos + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS);
-    for (uint32_t i = keep; i < kv->header->pages_per_seq; i++) {
-        drop_page(kv, &table[i]);
+    drop_pages_from(kv, seq, pos);
+    return 0;
+}
+
+int kvcache_take_back(struct kvcache *kv, uint32_t seq, struct err *err)
+{
+    assert(kv->mirror);
+    if (mirror_take_back(kv, seq, err) < 0) {
+        return -1;
     }
+    drop_pages_from(kv, seq, kvcache_pos(kv, seq));
     return 0;
 }
 

@@ -127,6 +127,10 @@ void kvcache_commit(struct kvcache *kv, uint32_t seq, uint32_t n_tokens);
  * only pos == kvcache_pos (nothing) or pos == first_pos (all) work there, else ERR_UNSUPPORTED. */
 int kvcache_truncate(struct kvcache *kv, uint32_t seq, int64_t pos, struct err *err);
 
+/* On a device: the last position was computed in vain by the step that was left last (forward_leave). Recurrent models too: the
+ * state before it is still there. Errors: the device's. */
+int kvcache_take_back(struct kvcache *kv, uint32_t seq, struct err *err);
+
 /* Lets the empty sequence dst begin with the first n_tokens of src, whole pages only, shared and counted, not
  * copied. *n_copied: tokens it has now (a multiple of KV_PAGE_TOKENS, maybe 0; always 0 for recurrent models). */
 int kvcache_copy_prefix(struct kvcache *kv, uint32_t dst, uint32_t src, uint32_t n_tokens,

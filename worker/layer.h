@@ -32,7 +32,8 @@ struct forward {
     float *per_layer, *per_layer_table;
     float *cs[MODEL_ROPES_MAX];
     float *out, *logits; /* max_outputs rows: dim, vocab_size */
-    int32_t *head_idx;   /* max_tokens * heads: h of each (token, head) row */
+    int32_t *fed; /* OP_PICK_ROWS_MAX: the last token of each slot; NULL: nothing is sampled here */
+    int32_t *head_idx; /* max_tokens * heads: h of each (token, head) row */
 
     /* Host arrays. */
     struct kv_row *rows;

@@ -246,6 +246,20 @@ int mirror_truncate(struct kvcache *kv, uint32_t seq, int64_t pos, struct err *e
     return 0;
 }
 
+int mirror_take_back(struct kvcache *kv, uint32_t seq, struct err *err)
+{
+    struct mirror_seq *own = &kv->mirror->seqs[seq];
+    int64_t pos = own->end - 1;
+    assert(pos >= kv->seqs[seq].first_pos);
+    if (own->sent > pos) { /* for one who shares its prefix; never a recurrent state */
+        assert(kv->layout->state_bytes == 0);
+        return mirror_truncate(kv, seq, pos, err);
+    }
+    own->end = pos;
+    own->state ^= kv->layout->state_bytes ? 1 : 0;
+    return 0;
+}
+
 void mirror_share(struct kvcache *kv, uint32_t dst, uint32_t src, int64_t pos)
 {
     struct mirror *m = kv->mirror;

@@ -26,11 +26,12 @@ uint8_t *mirror_pages(const struct kvcache *kv);
 uint8_t *mirror_state(const struct kvcache *kv, uint32_t seq, bool next);
 int64_t mirror_pos(const struct kvcache *kv, uint32_t seq);
 
-/* kvcache_begin, _end, _commit, _truncate as the device sees them. truncate takes the mirror back, too. */
+/* kvcache_begin, _end, _commit, _truncate, _take_back as the device sees them. truncate takes the mirror back, too. */
 int mirror_begin(struct kvcache *kv, uint32_t seq, int64_t first_pos, struct err *err);
 void mirror_end(struct kvcache *kv, uint32_t seq);
 void mirror_commit(struct kvcache *kv, uint32_t seq, uint32_t n_tokens);
 int mirror_truncate(struct kvcache *kv, uint32_t seq, int64_t pos, struct err *err);
+int mirror_take_back(struct kvcache *kv, uint32_t seq, struct err *err);
 
 /* dst now names src's pages up to pos, all of which src's mirror has if it has room. */
 void mirror_share(struct kvcache *kv, uint32_t dst, uint32_t src, int64_t pos);

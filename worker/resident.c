@@ -221,7 +221,7 @@ static int make_room(struct resident *r, struct err *err)
     }
     forward_set_progress(r->forward, &r->state.header->progress);
     batch_pace_init(&r->pace);
-    return 0;
+    return ahead_create(r, err);
 }
 
 /* A device of its own may have come back from a fault wrong: then nothing of it is believed, and this process with it. */
@@ -272,6 +272,7 @@ void resident_close(struct resident *r)
     if (r->phase == RESIDENT_FREE) {
         return;
     }
+    ahead_destroy(r);
     for (uint32_t i = 0; r->sequences && i < r->options.n_sequences; i++) {
         sequence_close(&r->sequences[i]);
     }

@@ -20,6 +20,7 @@
 #include "worker/golden.h"
 #include "worker/model.h"
 #include "worker/park.h"
+#include "worker/pick.h"
 #include "worker/plan.h"
 #include "worker/sampler.h"
 #include "worker/sequence.h"
@@ -58,6 +59,24 @@ struct resident_batch {
     bool shared;
     struct sequence *order[LIMIT_WORKER_SEQUENCES]; /* [n] */
     struct batch_item items[LIMIT_WORKER_SEQUENCES];
+    uint32_t n_picks; /* rows whose token the device chooses; their order is that of `order` */
+};
+
+/* The step that a device still computes (resident_ahead.c). */
+struct resident_ahead {
+    bool flying;
+    uint32_t n;
+    struct {
+        struct sequence *s;
+        uint64_t arrival; /* s is another one when this differs */
+        uint32_t pick;
+    } rows[LIMIT_WORKER_SEQUENCES]; /* [n]: whose tokens come */
+    struct op_picked picked[2]
+                           [LIMIT_WORKER_SEQUENCES]; /* this step's, and those of the one before */
+    uint32_t turn;                                   /* which is this step's */
+    uint32_t prefill_rows;
+    bool shared;
+    double began;
 };
 
 struct resident {
@@ -89,6 +108,12 @@ struct resident {
     bool room_freed; /* since somebody had to wait for pages */
     struct batch_pace pace;
     struct resident_batch batch;
+    /* where the device chooses tokens; NULL: it does not */
+    struct picker *picker;
+    struct op_pick *picks;          /* [n_sequences] */
+    struct op_pick_change *changes; /* [n_sequences * OP_PICK_CHANGES_MAX] */
+    uint32_t n_changes;
+    struct resident_ahead ahead;
     struct resident_evaluation *evaluations; /* [RESIDENT_EVALUATIONS], the first is worked on */
     uint32_t n_evaluations;
     bool evaluate_next; /* turn and turn about with the generations */

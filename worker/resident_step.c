@@ -2,7 +2,6 @@
  * sampled and committed. */
 #include <assert.h>
 #include <string.h>
-#include <time.h>
 
 #include "proto/log.h"
 #include "worker/prefix.h"
@@ -48,13 +47,7 @@ static void fetch(struct resident *r, struct sequence **order, uint32_t n)
 
 /* ---- a step ---- */
 
-static bool runs(const struct sequence *s)
-{
-    return s->open && !s->ended;
-}
-
-/* Ends a request by an error of its own; if even that has no room in the log, the log is given back as it is. */
-static void fail(struct sequence *s, enum err_code code, const char *reason)
+void resident_fail(struct sequence *s, enum err_code code, const char *reason)
 {
     struct err err;
     if (!s->ended && sequence_end(s, JOURNAL_END_ERROR, code, reason, &err) < 0) {
@@ -68,9 +61,9 @@ static void hear_cancels(struct resident *r)
     struct err err;
     for (uint32_t i = 0; i < r->options.n_sequences; i++) {
         struct sequence *s = &r->sequences[i];
-        if (runs(s) && sequence_cancelled(s) &&
+        if (resident_runs(s) && sequence_cancelled(s) &&
             sequence_end(s, JOURNAL_END_CANCELLED, ERR_CANCELLED, NULL, &err) < 0) {
-            fail(s, err.code, err.text);
+            resident_fail(s, err.code, err.text);
         }
     }
 }
@@ -81,7 +74,7 @@ static uint32_t by_arrival(struct resident *r, struct sequence **order)
     uint32_t n = 0;
     for (uint32_t i = 0; i < r->options.n_sequences; i++) {
         struct sequence *s = &r->sequences[i];
-        if (!runs(s)) {
+        if (!resident_runs(s)) {
             continue;
         }
         uint32_t at = n++;
@@ -146,7 +139,7 @@ static void make_pages(struct resident *r, struct sequence **order, struct batch
             victim--;
         }
         if (err.code != ERR_FULL || (victim == i && i == 0 && r->n_evaluations == 0)) {
-            fail(order[i], ERR_NO_FIT, err.text);
+            resident_fail(order[i], ERR_NO_FIT, err.text);
             items[i].n_rows = 0;
             return;
         }
@@ -164,17 +157,26 @@ static uint32_t fill(struct resident *r, struct sequence **order, const struct b
 {
     uint32_t rows = 0;
     for (uint32_t i = 0; i < n; i++) {
-        const struct sequence *s = order[i];
+        struct sequence *s = order[i];
         if (items[i].n_rows == 0) {
             continue;
         }
         int64_t pos = kvcache_pos(&r->state.kv, (uint32_t)s->kv);
         int32_t *kept = state_tokens(&r->state, (uint32_t)s->kv);
         for (uint32_t k = 0; k < items[i].n_rows; k++, pos++, rows++) {
-            r->tokens[rows] = kept[pos] = s->tokens[pos];
+            bool known = pos < s->n_tokens;
+            kept[pos] = known ? s->tokens[pos] : -1;
+            r->tokens[rows] = known ? s->tokens[pos] : FORWARD_FED(s - r->sequences);
             r->seqs[rows] = (uint32_t)s->kv;
             r->positions[rows] = pos;
-            r->flags[rows] = pos + 1 == s->n_tokens ? FORWARD_LOGITS : 0;
+            r->flags[rows] = 0;
+        }
+        if (items[i].n_rows == items[i].n_left) {
+            bool picks = ahead_picks(r, s);
+            r->flags[rows - 1] = picks ? FORWARD_SAMPLE : FORWARD_LOGITS;
+            if (picks) {
+                ahead_pick(r, s);
+            }
         }
     }
     return rows;
@@ -204,20 +206,13 @@ static void answer(struct resident *r, struct sequence *s, const float *logits)
         if (sampler_choose(r->sampling, &s->sampler, logits, s->tokens, s->n_tokens, &refused,
                            &choice, &err) < 0 ||
             sequence_accept(s, &choice, &err) < 0) {
-            fail(s, err.code, err.text);
+            resident_fail(s, err.code, err.text);
             return;
         }
     } while (s->rewound && s->n_tokens == at); /* another token from the same logits */
     if (s->rewound) {
         rewind_cache(r, s);
     }
-}
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
 /* Sequences that ended keep what they computed, as idle ones. */
@@ -238,14 +233,15 @@ static void plan_step(struct resident *r)
 {
     struct resident_batch *b = &r->batch;
     b->n = by_arrival(r, b->order);
-    b->n_decode = 0;
+    b->n_decode = b->n_picks = r->n_changes = 0;
     fetch(r, b->order, b->n);
     seat(r, b->order, b->n);
     for (uint32_t i = 0; i < b->n; i++) {
+        const struct sequence *s = b->order[i];
+        uint32_t n_tokens = s->n_tokens + s->in_flight;
         b->items[i] = (struct batch_item){ 0 };
-        if (b->order[i]->kv != SEQUENCE_NO_KV) {
-            b->items[i].n_left = b->order[i]->n_tokens -
-                                 (uint32_t)kvcache_pos(&r->state.kv, (uint32_t)b->order[i]->kv);
+        if (s->kv != SEQUENCE_NO_KV && !(s->in_flight && sequence_at_length(s, n_tokens))) {
+            b->items[i].n_left = n_tokens - (uint32_t)kvcache_pos(&r->state.kv, (uint32_t)s->kv);
             b->n_decode += b->items[i].n_left == 1;
         }
     }
@@ -259,39 +255,66 @@ static void plan_step(struct resident *r)
     b->n_rows = fill(r, b->order, b->items, b->n);
 }
 
+/* Tokens of the rows that want one, from logits or from the device. */
+static void answers(struct resident *r)
+{
+    const struct resident_batch *b = &r->batch;
+    const float *row = r->logits;
+    const struct op_picked *picked = r->ahead.picked[r->ahead.turn];
+    for (uint32_t i = 0; i < b->n; i++) {
+        if (b->items[i].n_rows == 0 || b->items[i].n_rows != b->items[i].n_left) {
+            continue;
+        }
+        if (ahead_picks(r, b->order[i])) {
+            ahead_take(b->order[i], picked++);
+        } else {
+            answer(r, b->order[i], row);
+            row += r->model->vocab_size;
+        }
+    }
+}
+
 static int generate(struct resident *r, struct err *err)
 {
     struct resident_batch *b = &r->batch;
-    bool goes_on = b->set_aside;
+    bool goes_on = b->set_aside, ahead = ahead_may(r);
+    if (!ahead && ahead_settle(r, err) < 0) {
+        return -1;
+    }
     if (!goes_on) {
         plan_step(r);
     }
     b->set_aside = false;
     if (b->n_rows == 0) {
+        int settled = ahead_settle(r, err);
         leave_seats(r);
-        return 0;
+        return settled;
     }
+    const struct forward_sample sample = { .n_changes = r->n_changes,
+                                           .picks = r->picks,
+                                           .changes = r->changes,
+                                           .picked = r->ahead.picked[r->ahead.turn] };
     const struct forward_batch batch = { .n_tokens = b->n_rows,
                                          .tokens = r->tokens,
                                          .seqs = r->seqs,
                                          .positions = r->positions,
-                                         .flags = r->flags };
-    double before = now_s();
+                                         .flags = r->flags,
+                                         .sample = b->n_picks > 0 ? &sample : NULL };
+    if (ahead) {
+        int begun = ahead_step(r, &batch, err);
+        leave_seats(r);
+        return begun;
+    }
+    double before = resident_now_s();
     r->data_wanted = 0;
     if (forward_step(r->forward, &r->state.kv, &batch, r->logits, NULL, err) < 0) {
         b->set_aside = r->data_wanted > 0;
         return b->set_aside ? 0 : err_wrap(err, "a step of %u rows", batch.n_tokens);
     }
     if (!goes_on) {
-        batch_observe(&r->pace, b->shared, batch.n_tokens - b->n_decode, now_s() - before);
+        batch_observe(&r->pace, b->shared, batch.n_tokens - b->n_decode, resident_now_s() - before);
     }
-    const float *row = r->logits;
-    for (uint32_t i = 0; i < b->n; i++) {
-        if (b->items[i].n_rows > 0 && b->items[i].n_rows == b->items[i].n_left) {
-            answer(r, b->order[i], row);
-            row += r->model->vocab_size;
-        }
-    }
+    answers(r);
     leave_seats(r);
     return 0;
 }
@@ -309,7 +332,7 @@ void resident_abandon_step(struct resident *r)
 static bool generates_now(const struct resident *r)
 {
     for (uint32_t i = 0; i < r->options.n_sequences; i++) {
-        if (runs(&r->sequences[i])) {
+        if (resident_runs(&r->sequences[i])) {
             return true;
         }
     }
@@ -324,8 +347,8 @@ static bool evaluates_now(const struct resident *r)
 
 bool resident_has_work(const struct resident *r)
 {
-    return r->phase == RESIDENT_READY &&
-           (evaluates_now(r) || r->reading.state || (generates_now(r) && !resident_wants_data(r)));
+    return r->phase == RESIDENT_READY && (evaluates_now(r) || r->reading.state || r->ahead.flying ||
+                                          (generates_now(r) && !resident_wants_data(r)));
 }
 
 bool resident_waits(struct resident *r)
@@ -344,7 +367,7 @@ int resident_step(struct resident *r, struct err *err)
     assert(r->phase == RESIDENT_READY);
     hear_cancels(r);
     for (uint32_t i = 0; i < r->batch.n; i++) {
-        if (r->batch.set_aside && !runs(r->batch.order[i])) {
+        if (r->batch.set_aside && !resident_runs(r->batch.order[i])) {
             resident_abandon_step(r);
         }
     }

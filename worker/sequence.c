@@ -156,8 +156,7 @@ static int check(struct sequence *s, uint32_t n_vocab, uint32_t ctx_len, struct 
     return 0;
 }
 
-/* Whether this many tokens, prompt included, are all there may be. */
-static bool at_length(const struct sequence *s, uint32_t n_tokens)
+bool sequence_at_length(const struct sequence *s, uint32_t n_tokens)
 {
     return n_tokens - s->n_prompt >= s->n_max || n_tokens >= s->n_ctx;
 }
@@ -203,7 +202,7 @@ int sequence_open(struct sequence *s, const struct journal *journal, struct sequ
     if (!s->ended && check(s, n_vocab, ctx_len, err) < 0) {
         goto fail;
     }
-    if (!s->ended && at_length(s, s->n_tokens) &&
+    if (!s->ended && sequence_at_length(s, s->n_tokens) &&
         (is_cut(s, s->n_tokens) ? end_cut(s, err)
                                 : sequence_end(s, JOURNAL_END_LENGTH, ERR_NONE, NULL, err)) < 0) {
         goto fail;
@@ -255,7 +254,7 @@ static int commit(struct sequence *s, uint32_t pos, const struct sampler_choice 
         .n_alternatives = (uint16_t)choice->n_alternatives,
     };
     bool cut = !stopped && is_cut(s, pos + 1);
-    if (stopped || (at_length(s, pos + 1) && !cut)) {
+    if (stopped || (sequence_at_length(s, pos + 1) && !cut)) {
         record.flags |= JOURNAL_ENDED;
         record.end = stopped ? JOURNAL_END_STOP : JOURNAL_END_LENGTH;
         n_out += stops_flush(&s->stops, out + n_out);
@@ -329,7 +328,7 @@ static int hold(struct sequence *s, const struct sampler_choice *choice,
     case BANNED_NONE:
         break;
     }
-    if (at_length(s, s->n_tokens) || stops_within(s)) {
+    if (sequence_at_length(s, s->n_tokens) || stops_within(s)) {
         left = 0;
     }
     return commit_held(s, left < BANNED_HELD_MAX ? left : BANNED_HELD_MAX - 1, err);

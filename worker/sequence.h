@@ -52,6 +52,7 @@ struct sequence {
     bool parked;       /* it had a place and gave it to an older one */
     int parked_fd;     /* owned: a file that it begins like, not looked at yet; -1: none */
     bool fetching;     /* that file is being read */
+    bool in_flight;    /* the token after `tokens` is chosen on the device, and not read yet */
     uint64_t arrival;  /* order of taking: the younger one gives way */
 };
 
@@ -71,6 +72,9 @@ static inline uint32_t sequence_generated(const struct sequence *s)
 {
     return s->n_tokens - s->n_prompt - (s->held ? s->held->n : 0);
 }
+
+/* Whether this many tokens, prompt included, are all there may be. */
+bool sequence_at_length(const struct sequence *s, uint32_t n_tokens);
 
 /* What must not come next, for sampler_choose. */
 struct sampler_refused sequence_refused(const struct sequence *s);

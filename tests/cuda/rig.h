@@ -95,7 +95,7 @@ static inline void rig_step(struct rig *r, const uint32_t *seqs, uint32_t n_seqs
             flags[n] = i + 1 == to ? FORWARD_LOGITS : 0;
         }
     }
-    const struct forward_batch batch = { n, tokens, rows, positions, flags };
+    const struct forward_batch batch = { n, tokens, rows, positions, flags, NULL };
     assert_ok(forward_step(r->f, &r->kv, &batch, logits, NULL, &err), err);
 }
 
@@ -112,6 +112,6 @@ static inline void rig_step_at(struct rig *r, const uint32_t *seqs, uint32_t n_s
         positions[s] = at + s;
         flags[s] = FORWARD_LOGITS;
     }
-    const struct forward_batch batch = { n_seqs, tokens, seqs, positions, flags };
+    const struct forward_batch batch = { n_seqs, tokens, seqs, positions, flags, NULL };
     assert_ok(forward_step(r->f, &r->kv, &batch, logits, NULL, &err), err);
 }

@@ -133,7 +133,7 @@ static void decode_beside_a_prompt_has_its_own_bits(void **state)
             }
             flags[n - 1] = FORWARD_LOGITS;
         }
-        const struct forward_batch batch = { n, tokens, rows, positions, flags };
+        const struct forward_batch batch = { n, tokens, rows, positions, flags, NULL };
         assert_ok(forward_step(r.f, &r.kv, &batch, crowd, NULL, &err), err);
         assert_memory_equal(crowd, alone, 2ull * vocab * sizeof *alone);
         rig_stop(&r);

@@ -201,6 +201,37 @@ static void a_recurrent_state_comes_with_its_position(void **state)
     bare_stop(&b);
 }
 
+static void a_step_in_vain_is_taken_back(void **state)
+{
+    (void)state;
+    for (uint64_t state_bytes = 0; state_bytes <= 128; state_bytes += 128) {
+        struct bare b;
+        struct err err = { 0 };
+        uint8_t bytes[128];
+        uint32_t seq;
+        bare_start(&b, state_bytes, 16);
+        assert_ok(kvcache_begin(&b.kv, (struct kvcache_tag){ .lo = 9 }, 0, &seq, &err), err);
+        fill(&b, seq, KV_PAGE_TOKENS, 1);
+        uint32_t n_free = b.kv.n_free;
+        for (int value = 2; value < 4; value++) {
+            fill(&b, seq, 1, value); /* on a page of its own */
+            assert_int_equal(b.kv.n_free, n_free - 1);
+            assert_ok(kvcache_take_back(&b.kv, seq, &err), err);
+            assert_int_equal(b.kv.n_free, n_free);
+            assert_int_equal(kvcache_pos(&b.kv, seq), KV_PAGE_TOKENS);
+            if (state_bytes) {
+                assert_ok(b.backend->ops->download(b.backend, bytes,
+                                                   kvcache_state(&b.kv, seq, false), 128, &err),
+                          err);
+                assert_int_equal(bytes[127], 1);
+            }
+        }
+        assert_ok(kvcache_send(&b.kv, seq, true, &err), err);
+        assert_int_equal(atomic_load(&b.kv.seqs[seq].committed) >> 1, KV_PAGE_TOKENS);
+        bare_stop(&b);
+    }
+}
+
 static void a_mirror_keeps_what_its_budget_holds(void **state)
 {
     (void)state;
@@ -226,6 +257,7 @@ int main(void)
         cmocka_unit_test(nothing_is_believed_before_it_arrives),
         cmocka_unit_test(shared_prefixes_survive),
         cmocka_unit_test(a_recurrent_state_comes_with_its_position),
+        cmocka_unit_test(a_step_in_vain_is_taken_back),
         cmocka_unit_test(a_mirror_keeps_what_its_budget_holds),
     };
     setenv("HEARTH_EMULATED_LAZY", "1", 1); /* a wait that is missing shows */

@@ -280,16 +280,21 @@ static inline void house_furnish(struct house *h, const char *model)
     assert_ok(pieces_build(&h->pieces, &h->weights, &err), err);
 }
 
-static inline void house_open(struct house *h, const char *model)
+static inline void house_open_on(struct house *h, const char *model, const char *device)
 {
     struct err err;
     house_furnish(h, model);
     assert_int_equal(0, socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, h->channel));
     const struct backend_options options = { .n_threads = 1 };
-    h->backend = backend_open("cpu", &options, &err);
+    h->backend = backend_open(device, &options, &err);
     assert_non_null(h->backend);
     house_start_worker(h, HOUSE_CHILD);
     HOUSE_UNTIL(h, h->n_hello == 1);
+}
+
+static inline void house_open(struct house *h, const char *model)
+{
+    house_open_on(h, model, "cpu");
 }
 
 static inline void house_close(struct house *h)

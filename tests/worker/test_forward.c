@@ -110,7 +110,7 @@ static void add_rows(struct rows *b, uint32_t seq, uint32_t which, uint32_t from
 
 static int step(struct rig *r, const struct rows *b, float *logits, struct err *err)
 {
-    const struct forward_batch batch = { b->n, b->tokens, b->seqs, b->positions, b->flags };
+    const struct forward_batch batch = { b->n, b->tokens, b->seqs, b->positions, b->flags, NULL };
     return forward_step(r->f, &r->kv, &batch, logits, NULL, err);
 }
 

@@ -32,8 +32,8 @@ struct cuda_uploads;
 
 /* What a step and the host share in pinned memory; two, so that the next step can be made while one runs. */
 struct cuda_block {
-    uint8_t *stage;           /* host arrays on their way */
-    struct op_picked *picked; /* [OP_PICK_ROWS_MAX], written by the sample kernel */
+    uint8_t *stage;                         /* host arrays on their way */
+    struct op_picked *picked;               /* [OP_PICK_ROWS_MAX], written by the sample kernel */
     struct op_picked *to[OP_PICK_ROWS_MAX]; /* where the caller wants them */
     uint32_t n_picked;
     bool left; /* its step may still run; `done` says when it does not */
@@ -68,8 +68,8 @@ struct cuda_backend {
     float *partials; /* device: attention's spans */
     size_t n_partials;
     struct cuda_block blocks[2];
-    uint32_t block;               /* of this step */
-    uint8_t *stage_device;        /* where a block's host arrays go, at the same places in every step */
+    uint32_t block;        /* of this step */
+    uint8_t *stage_device; /* where a block's host arrays go, at the same places in every step */
     size_t stage_at, stage_sent;  /* filled so far; copied so far */
     struct cuda_step *step;       /* owned: the list of a step's launches, kept graphs */
     struct cuda_uploads *uploads; /* owned: buffers of weights on their way */

@@ -139,7 +139,8 @@ void models_on_state(struct broker *b, uint64_t number, uint64_t segment, const 
 void models_on_bound(struct broker *b, uint32_t child, const Hearth__WorkerBound *bound)
 {
     struct model *m = models_find_number(&b->models, bound->model);
-    if (!m || m->worker != child || m->bind == BIND_LEAVING || m->bind_segment != m->segment) {
+    if (!m || m->worker != child || m->bind == BIND_LEAVING || m->bind_segment != m->segment ||
+        (bound->has_segment && bound->segment != m->segment)) {
         return;
     }
     if (bound->has_code && bound->code.len && bound->code.data &&

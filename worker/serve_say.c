@@ -167,6 +167,8 @@ void serve_say_bound(struct serve *s, uint64_t model, const struct resident *r,
         bound.piece_bytes_max = r->pieces.bytes_max;
         bound.has_golden = r->golden[0] != 0;
         bound.golden = message_str(r->golden);
+        bound.has_segment = true;
+        bound.segment = r->options.segment;
         bound.has_park_key = true;
         bound.park_key = r->park_key;
         bound.has_token_bytes = true;

@@ -52,7 +52,7 @@ struct world_held {
 struct world_bound {
     uint64_t number; /* 0: not here */
     bool ready;
-    uint64_t since_ms, state_bytes;
+    uint64_t since_ms, state_bytes, segment;
 };
 
 struct ask {

@@ -133,30 +133,6 @@ static inline void on_take(struct world *w, const Hearth__WorkerTake *m)
     }
 }
 
-static inline void on_bind(struct world *w, const Hearth__WorkerBind *m)
-{
-    struct world_bound *at = NULL;
-    for (int i = 0; i < WORLD_MODELS; i++) {
-        if (w->bound[i].number == m->model) {
-            return;
-        }
-        at = w->bound[i].number == 0 ? &w->bound[i] : at;
-    }
-    if (!at) {
-        world_fail(w, "a fourth model is bound");
-    }
-    if (m->state_bytes_max < WORLD_STATE_MIN) {
-        world_fail(w, "%llu bytes of state for a model, whose budget has more",
-                   (unsigned long long)m->state_bytes_max);
-    }
-    *at = (struct world_bound){ .number = m->model, .state_bytes = m->state_bytes_max };
-    Hearth__WorkerNeed need = HEARTH__WORKER_NEED__INIT;
-    need.model = m->model;
-    need.state_bytes = m->state_bytes_max;
-    need.fingerprint = message_str("f");
-    worker_say(w, HEARTH__ENVELOPE__BODY_WORKER_NEED, &need);
-}
-
 static inline void say_bound(struct world *w, uint64_t model)
 {
     const struct world_bound *at = w->bound;
@@ -168,12 +144,63 @@ static inline void say_bound(struct world *w, uint64_t model)
     bound.has_ctx = bound.has_n_vocab = bound.has_n_sequences = true;
     bound.has_piece_bytes_max = bound.has_generates = bound.generates = true;
     bound.ctx = WORLD_CTX(at->state_bytes);
-    bound.has_ctx_train = true;
+    bound.has_ctx_train = bound.has_segment = true;
+    bound.segment = at->segment;
     bound.ctx_train = 100000;
     bound.n_vocab = 1000;
     bound.n_sequences = w->n_sequences;
     bound.piece_bytes_max = 16;
     worker_say(w, HEARTH__ENVELOPE__BODY_WORKER_BOUND, &bound);
+}
+
+/* Everything in flight on a model goes back, and the model goes. */
+static inline void let_go(struct world *w, uint64_t model)
+{
+    for (int i = 0; i < WORLD_MODELS; i++) {
+        if (w->bound[i].number != model) {
+            continue;
+        }
+        for (int k = 0; k < WORLD_HELD; k++) {
+            struct world_held *h = &w->held[k];
+            if (h->open && h->model == i && !h->finished) {
+                say_released(w, h->shard, h->slot, h->generation, NULL);
+                h->open = false;
+            }
+        }
+        w->bound[i] = (struct world_bound){ 0 };
+    }
+}
+
+static inline void on_bind(struct world *w, const Hearth__WorkerBind *m)
+{
+    struct world_bound *at = NULL;
+    for (int i = 0; i < WORLD_MODELS; i++) {
+        if (w->bound[i].number == m->model && w->bound[i].segment == m->segment) {
+            if (w->bound[i].ready) {
+                say_bound(w, m->model);
+            }
+            return;
+        }
+        if (w->bound[i].number == m->model) {
+            let_go(w, m->model);
+        }
+        at = w->bound[i].number == 0 ? &w->bound[i] : at;
+    }
+    if (!at) {
+        world_fail(w, "a fourth model is bound");
+    }
+    if (m->state_bytes_max < WORLD_STATE_MIN) {
+        world_fail(w, "%llu bytes of state for a model, whose budget has more",
+                   (unsigned long long)m->state_bytes_max);
+    }
+    *at = (struct world_bound){ .number = m->model,
+                                .segment = m->segment,
+                                .state_bytes = m->state_bytes_max };
+    Hearth__WorkerNeed need = HEARTH__WORKER_NEED__INIT;
+    need.model = m->model;
+    need.state_bytes = m->state_bytes_max;
+    need.fingerprint = message_str("f");
+    worker_say(w, HEARTH__ENVELOPE__BODY_WORKER_NEED, &need);
 }
 
 static inline void on_state(struct world *w, const Hearth__WorkerState *m)
@@ -191,19 +218,7 @@ static inline void on_state(struct world *w, const Hearth__WorkerState *m)
 
 static inline void on_unbind(struct world *w, uint64_t model)
 {
-    for (int i = 0; i < WORLD_MODELS; i++) {
-        if (w->bound[i].number != model) {
-            continue;
-        }
-        for (int k = 0; k < WORLD_HELD; k++) {
-            struct world_held *h = &w->held[k];
-            if (h->open && h->model == i && !h->finished) {
-                say_released(w, h->shard, h->slot, h->generation, NULL);
-                h->open = false;
-            }
-        }
-        w->bound[i] = (struct world_bound){ 0 };
-    }
+    let_go(w, model);
     Hearth__WorkerUnbound m = HEARTH__WORKER_UNBOUND__INIT;
     m.model = model;
     worker_say(w, HEARTH__ENVELOPE__BODY_WORKER_UNBOUND, &m);

@@ -72,8 +72,8 @@ static void on_ack(struct broker *b, const struct post_to *to, struct client *c,
     struct request *r = request_named(b, c, ack->id, &err);
     struct journal_record end;
     if (r && !request_ended(r) && r->admitted && request_find_end(r, &end)) {
-        r->acked =
-            true; /* clients read the journal, so they are often faster than the worker's word to us */
+        /* Clients read the journal, so they are often faster than the worker's word to us. */
+        request_slot(r)->acked = 1;
     } else if (r && !request_ended(r)) {
         err_set(&err, ERR_BAD_INPUT, "the request has not ended; cancel it first");
     } else if (r) {

@@ -448,7 +448,7 @@ static void act_one(struct broker *b, struct request *r, uint64_t unix_ms)
     }
     if (request_ended(r)) {
         uint64_t until = r->ended_ms + kept_ms(b, r);
-        if (r->acked) {
+        if (r->admitted && request_slot(r)->acked) {
             request_free(b, r);
         } else if (b->now_ms >= until && r->admitted) {
             log_debug("an end that nobody acknowledged expires");

@@ -77,7 +77,6 @@ struct request {
     uint32_t worker;        /* child that owns the log; 0: the broker */
     bool releasing;         /* WorkerRelease is out */
     bool ending;            /* WorkerCancel is out */
-    bool acked;             /* its client has read the end; the worker has not told us of it yet */
     bool told;              /* WorkerTake went out to this worker (or its Hello listed it) */
     bool held;              /* counted in its flow */
     bool billed;            /* its prompt is charged to its flow */

@@ -563,6 +563,7 @@ static int admit(struct broker *b, struct request *r, struct err *err)
                                           .digest = m->digest };
     memcpy(slot->model.name, d->model_name, sizeof slot->model.name);
     slot->records = r->records;
+    slot->acked = 0;
     slot->attached = r->client;
     const struct client *c = clients_find(&b->clients, r->client);
     atomic_store_explicit(&slot->reader,

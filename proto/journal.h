@@ -26,7 +26,7 @@
 
 #define JOURNAL_MAGIC   0x314c4e4a48545248ull
 #define JOURNAL_VERSION 1
-#define JOURNAL_LAYOUT  4 /* changes with any struct below */
+#define JOURNAL_LAYOUT  5 /* changes with any struct below */
 
 enum journal_state {
     JOURNAL_FREE = 0, /* the slot names no request */
@@ -149,6 +149,8 @@ struct journal_slot {
     _Atomic uint32_t cancel; /* the client wants it to end */
     uint32_t records;        /* the broker sends records as frames */
     uint64_t attached;       /* client number, 0: nobody; for the broker after its restart */
+    uint32_t acked;          /* its client has read the end, before the worker gave the log back */
+    uint32_t spare;
     uint64_t state_bytes; /* of its model's state at admission: params.n_ctx is promised on them */
     struct journal_params params;
     struct journal_model model;

@@ -186,6 +186,36 @@ static void weights_and_loaders_are_taken_over(void **unused)
     rig_close(&r);
 }
 
+/* The bug this guards against: that its client had read the end was in the dead broker's memory alone, so the log was kept until it
+ * expired. */
+static void what_was_acknowledged_does_not_come_back(void **state)
+{
+    (void)state;
+    for (int lives = 0; lives < 2; lives++) {
+        struct rig r;
+        struct err err = { 0 };
+        begin(&r);
+        leave_shard(&r, 31, true);
+        assert_ok(shards_scan(&r.b->shards, &err), err);
+        struct journal_slot *slot = journal_slot_at(&r.b->shards.list[0].journal, 2);
+        slot->acked = 1;
+        if (lives) {
+            list_child(&r, 31, HERITAGE_WORKER, "worker 0 cpu");
+        }
+        recover_end(r.b);
+        rig_turns(&r);
+        slot = journal_slot_at(&r.b->shards.list[0].journal, 2);
+        if (lives) { /* it is the worker's until that is told of a broker, or dies */
+            assert_int_equal(journal_get_state(slot), JOURNAL_DECODE);
+            rig_died(&r, 31, SIGKILL);
+            rig_turns(&r);
+        }
+        assert_int_equal(journal_get_state(slot), JOURNAL_FREE);
+        assert_null(by_id(&r, 3));
+        rig_close(&r);
+    }
+}
+
 /* The bug this guards against: worker and broker died together while the model was away, the next one gave it a smaller state, and
  * what had been admitted to the larger context ended short. */
 static void what_was_promised_is_wanted_again(void **state)
@@ -266,6 +296,7 @@ int main(void)
         cmocka_unit_test(running_requests_stay_with_a_worker_that_lives),
         cmocka_unit_test(an_end_that_nobody_told_is_found_in_the_log),
         cmocka_unit_test(weights_and_loaders_are_taken_over),
+        cmocka_unit_test(what_was_acknowledged_does_not_come_back),
         cmocka_unit_test(what_was_promised_is_wanted_again),
         cmocka_unit_test(damaged_slots_do_not_stop_it),
         cmocka_unit_test(a_journal_that_cannot_be_opened_is_left_alone),

@@ -93,7 +93,7 @@ static void an_end_acknowledged_before_the_workers_word_is_freed(void **state)
     rig_turns(&r);
     struct journal_slot *slot = request_slot(q);
     commit(&r, q, JOURNAL_TOKEN, JOURNAL_END_NONE);
-    q->acked = true;
+    slot->acked = 1;
     rig_turns(&r);
     assert_int_equal(r.b->requests.n, 1); /* it is the worker's still */
     commit(&r, q, JOURNAL_ENDED, JOURNAL_END_STOP);

@@ -141,6 +141,7 @@ static void reload(struct broker *b)
     } else {
         config_clear(&b->config);
         b->config = fresh;
+        gateway_on_reload(b);
         log_info("configuration read again");
     }
     catalog_scan(&b->catalog, &b->config);

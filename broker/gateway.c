@@ -48,6 +48,7 @@ static void spawn(struct broker *b)
     broker_random(msg.token, sizeof msg.token);
     snprintf(msg.tag, sizeof msg.tag, "http %s", g->address);
     g->spawning = true;
+    g->untold = false;
     g->listens = false;
     g->births++;
     g->born_ms = b->now_ms;
@@ -84,6 +85,7 @@ void gateway_adopt(struct broker *b, uint32_t child, int32_t pid, const char *ta
     g->births = 1;
     g->born_ms = b->now_ms;
     g->listens = false; /* the keeper says its notes again */
+    g->untold = true;   /* the configuration was read anew by us, not by the one that bore it */
     snprintf(g->address, sizeof g->address, "%s", strncmp(tag, "http ", 5) == 0 ? tag + 5 : "");
 }
 
@@ -126,6 +128,21 @@ bool gateway_on_died(struct broker *b, uint32_t child, int status)
     return true;
 }
 
+void gateway_on_reload(struct broker *b)
+{
+    b->gateway.untold = true;
+}
+
+static void tell_keys(struct broker *b)
+{
+    struct channel_msg msg = { .op = CHANNEL_TELL, .child = b->gateway.child };
+    for (uint32_t i = 0; i < b->config.n_http_keys; i++) {
+        add_arg(&msg, b->config.http_keys[i]);
+    }
+    keeper_line_ask(b->keeper, &msg, NULL, 0, KEEPER_NOTHING, 0, 0);
+    b->gateway.untold = false;
+}
+
 void gateway_act(struct broker *b)
 {
     struct gateway *g = &b->gateway;
@@ -134,6 +151,8 @@ void gateway_act(struct broker *b)
         struct channel_msg kill = { .op = CHANNEL_KILL, .child = g->child, .value = SIGTERM };
         keeper_line_ask(b->keeper, &kill, NULL, 0, KEEPER_NOTHING, 0, 0);
         snprintf(g->address, sizeof g->address, "%s", b->config.http);
+    } else if (g->child && g->untold) {
+        tell_keys(b);
     } else if (!g->child && !g->spawning && !b->stopping && gateway_wanted(b)) {
         if (b->now_ms >= g->next_ms) {
             spawn(b);

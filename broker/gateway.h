@@ -1,5 +1,6 @@
 /* The HTTP gateway's process (clients/gateway): born when the configuration names an address, born again when it dies, later
- * and later; nobody else waits for it. A port that is taken is a warning, and tried again. Loop thread only. */
+ * and later; nobody else waits for it. A port that is taken is a warning, and tried again. Keys that changed are told to it
+ * (TELL), so that its streams go on. Loop thread only. */
 #pragma once
 
 #include <stdbool.h>
@@ -18,6 +19,7 @@ struct gateway {
     int32_t pid;
     bool spawning, listens;
     bool failed;                     /* the last one could not listen */
+    bool untold;                     /* it may have other keys than the configuration */
     char address[CONFIG_WORD_BYTES]; /* that it was born with */
     uint32_t births;
     uint64_t born_ms, next_ms, backoff_ms;
@@ -33,4 +35,6 @@ void gateway_on_spawn(struct broker *b, uint32_t child, int32_t pid, const struc
 /* false: another child's. */
 bool gateway_on_note(struct broker *b, uint32_t child, uint32_t code, const char *text);
 bool gateway_on_died(struct broker *b, uint32_t child, int status);
+/* The configuration was read again. */
+void gateway_on_reload(struct broker *b);
 void gateway_act(struct broker *b);

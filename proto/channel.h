@@ -1,10 +1,10 @@
 /* The AF_UNIX lines: SOCK_SEQPACKET, one fixed-size message a packet, descriptors beside it.
  *
  * Line 1: keeper <-> child (descriptor 3 of every child). The keeper's whole vocabulary.
- *   broker -> keeper   SPAWN KILL CREATE DEPOSIT DROP GRANT TAKE LIST STOP   (each answered by DONE, same cookie)
+ *   broker -> keeper   SPAWN KILL TELL CREATE DEPOSIT DROP GRANT TAKE LIST STOP   (each answered by DONE, same cookie)
  *   child  -> keeper   TAKE  NOTE   (TAKE is answered by DONE; NOTE is passed on to the broker, kept until it died)
  *   keeper -> broker   DIED CHILD SEGMENT NOTE DONE HANGUP(SIGHUP came)  TERM(stop cleanly)
- *   keeper -> child    BROKER_NEW (a new broker listens: connect anew, say Hello, list what you hold)
+ *   keeper -> child    BROKER_NEW (a new broker listens: connect anew, say Hello, list what you hold), TELL (as the broker said it)
  * Line 2: client <-> broker on $RUN/attach: ATTACH (with reader page and eventfd) -> ATTACHED (with the shard),
  *   and BULK (with a result segment). The end of the line tells either side that the other died.
  *
@@ -25,6 +25,7 @@
 enum channel_op {
     CHANNEL_SPAWN = 1,
     CHANNEL_KILL,   /* child, signal */
+    CHANNEL_TELL,   /* child, words for it in text and argv_bytes, as SPAWN has them; passed on */
     CHANNEL_CREATE, /* segment (number chosen by the broker), bytes (0: sized by its writer), tag; flags: CHANNEL_SPARSE */
     CHANNEL_DEPOSIT, /* segment, tag; one or two descriptors come with it */
     CHANNEL_DROP,    /* segment */
@@ -72,7 +73,7 @@ struct channel_msg {
     uint32_t code;
     uint8_t token[LIMIT_TOKEN_BYTES];
     uint32_t n_grants;
-    uint32_t argv_bytes; /* SPAWN: arguments after argv[0], each with its NUL */
+    uint32_t argv_bytes; /* SPAWN: arguments after argv[0], each with its NUL; TELL: words */
     struct {
         uint64_t segment;
         uint64_t flags;

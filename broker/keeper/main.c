@@ -214,6 +214,12 @@ static void from_broker(struct keeper *k, struct child *broker, const struct cha
             kill(child->pid, (int)msg->value);
         }
         break; /* a dead one needs no killing: its DIED is on the way */
+    case CHANNEL_TELL:
+        child = children_find(&k->children, msg->child);
+        if (child && !child->dead && child->channel >= 0) {
+            channel_send(child->channel, msg, NULL, 0, &err);
+        }
+        break;
     case CHANNEL_CREATE:
         segments_create(&k->segments, msg->segment, msg->bytes, msg->flags & CHANNEL_SPARSE,
                         msg->tag, &err);

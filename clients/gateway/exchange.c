@@ -44,6 +44,7 @@ void exchange_unref(struct exchange **xp)
     free(x->body);
     free(x->out);
     free(x->refusal);
+    quota_unref(&x->quota);
     free(x);
 }
 

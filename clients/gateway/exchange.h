@@ -23,7 +23,7 @@ struct exchange {
     char wanted_id[33], event_id[33]; /* by Idempotency-Key, by Last-Event-ID; empty: none */
     uint64_t n_events;                /* that the client has of event_id's stream */
     uint64_t swallowed;
-    struct quota *quota;     /* its key's, borrowed; NULL: none */
+    struct quota *quota;     /* its key's, a reference; NULL: none */
     struct problem *refusal; /* owned: known before the body has come */
     uint64_t born_ms;
     bool begun;  /* a hand has it, or waits for it */

@@ -14,17 +14,53 @@ static void hash_of(const char *key, size_t len, uint8_t hash[HTTP_KEY_HASH_BYTE
     crypto_generichash(hash, HTTP_KEY_HASH_BYTES, (const unsigned char *)key, len, NULL, 0);
 }
 
-int guard_add(struct guard *g, const char *line, struct err *err)
+/* The same hash, name and limits: a reference, else a new one. */
+static struct quota *quota_of(struct guard *g, const struct http_key *key)
 {
-    struct http_key key;
-    if (g->n_keys == HTTP_KEYS_MAX) {
-        return err_set(err, ERR_USAGE, "more than %d keys", HTTP_KEYS_MAX);
+    for (size_t i = 0; i < g->n_keys; i++) {
+        const struct http_key *old = &g->keys[i]->key;
+        if (memcmp(old->hash, key->hash, sizeof old->hash) == 0 &&
+            strcmp(old->name, key->name) == 0 && old->requests == key->requests &&
+            old->tokens_per_minute == key->tokens_per_minute) {
+            return quota_ref(g->keys[i]);
+        }
     }
-    if (http_key_parse(line, &key, err) < 0) {
-        return -1;
+    return quota_create(key);
+}
+
+int guard_set(struct guard *g, const char *const *lines, size_t n_lines, struct err *err)
+{
+    struct http_key keys[HTTP_KEYS_MAX];
+    struct guard fresh = { .loopback = g->loopback };
+    if (n_lines > HTTP_KEYS_MAX) {
+        return err_set(err, ERR_USAGE, "%zu keys, at most %d", n_lines, HTTP_KEYS_MAX);
     }
-    quota_init(&g->keys[g->n_keys++], &key);
+    if (n_lines == 0 && !g->loopback) {
+        return err_set(err, ERR_REFUSED, "beyond this machine an API key is wanted (http_key)");
+    }
+    for (size_t i = 0; i < n_lines; i++) {
+        if (http_key_parse(lines[i], &keys[i], err) < 0) {
+            return -1;
+        }
+    }
+    for (; fresh.n_keys < n_lines; fresh.n_keys++) {
+        fresh.keys[fresh.n_keys] = quota_of(g, &keys[fresh.n_keys]);
+        if (!fresh.keys[fresh.n_keys]) {
+            err_set(err, ERR_NO_MEMORY, "no memory for a key");
+            guard_clear(&fresh);
+            return -1;
+        }
+    }
+    guard_clear(g);
+    *g = fresh;
     return 0;
+}
+
+void guard_clear(struct guard *g)
+{
+    while (g->n_keys > 0) {
+        quota_unref(&g->keys[--g->n_keys]);
+    }
 }
 
 void guard_new_key(char key[64], char hex[2 * HTTP_KEY_HASH_BYTES + 1])
@@ -87,6 +123,7 @@ int guard_key(struct guard *g, const char *authorization, const char *x_api_key,
 {
     uint8_t hash[HTTP_KEY_HASH_BYTES];
     const char *key = x_api_key ? x_api_key : "";
+    struct quota *found = NULL;
     *who = NULL;
     if (g->n_keys == 0) {
         return 0; /* clients insist on sending one: any is welcome */
@@ -99,14 +136,15 @@ int guard_key(struct guard *g, const char *authorization, const char *x_api_key,
     hash_of(key, len, hash);
     /* Every hash is compared, in time that tells nothing. */
     for (size_t i = 0; i < g->n_keys; i++) {
-        if (sodium_memcmp(hash, g->keys[i].key.hash, sizeof hash) == 0) {
-            *who = &g->keys[i];
+        if (sodium_memcmp(hash, g->keys[i]->key.hash, sizeof hash) == 0) {
+            found = g->keys[i];
         }
     }
-    if (!*who || len == GUARD_KEY_BYTES) {
+    if (!found || len == GUARD_KEY_BYTES) {
         return problem_set(p, 401, NULL, "invalid_api_key",
                            *key ? "this API key is not known here"
                                 : "an API key is wanted: Authorization: Bearer KEY");
     }
+    *who = quota_ref(found);
     return 0;
 }

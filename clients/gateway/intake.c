@@ -274,8 +274,8 @@ static enum MHD_Result begin(struct server *s, struct exchange *x)
     if (!pool_give(x->route->quick ? s->quick : s->pool, x)) {
         struct exchange *not_taken = x;
         exchange_unref(&not_taken);
-        problem_set(&problem, 429, NULL, "busy", "%d requests wait already; again in a second",
-                    POOL_QUEUE_MAX);
+        problem_set(&problem, 429, NULL, "busy",
+                    "so many requests wait already, of this key or of all; again in a second");
         problem_reply(x, &problem);
         return server_answer(x);
     }

@@ -67,8 +67,9 @@ static int print_new_key(void)
 {
     char key[64], hex[2 * HTTP_KEY_HASH_BYTES + 1];
     guard_new_key(key, hex);
-    printf("key for clients:         %s\nfor [hearth] in the\nconfiguration file:      http_key = "
-           "%s\n",
+    printf("# The key, for its client; it is shown only here:\n%s\n"
+           "# Its line for section [hearth] of the configuration; then SIGHUP to hearth serve:\n"
+           "http_key = %s\n",
            key, hex);
     return 0;
 }
@@ -80,18 +81,10 @@ static int serve(const char *address, const struct option_list *keys, struct err
     struct listen listen = { .fd = -1 };
     struct err none;
     int channel_fd = heritage_read(&heritage, &none) == 0 ? HERITAGE_CHANNEL_FD : -1;
-    int result = 0;
-    for (int i = 0; i < keys->n && result == 0; i++) {
-        result = guard_add(&guard, keys->items[i], err);
-    }
-    if (result == 0) {
-        result = listen_open(&listen, address, err);
-    }
+    int result = listen_open(&listen, address, err);
     guard.loopback = listen.loopback;
-    if (result == 0 && !listen.loopback && guard.n_keys == 0) {
-        result = err_set(err, ERR_REFUSED,
-                         "%s is beyond this machine and there is no API key (http_key); not served",
-                         address);
+    if (result == 0 && guard_set(&guard, keys->items, (size_t)keys->n, err) < 0) {
+        result = err_wrap(err, "not served at %s", address);
     }
     if (result < 0) {
         note(channel_fd, CHANNEL_NOTE_FAILED, (uint64_t)err->code, err->text);
@@ -100,13 +93,15 @@ static int serve(const char *address, const struct option_list *keys, struct err
     }
     log_info("listens at http://%s%s", listen.where, guard.n_keys ? ", with keys" : "");
     note(channel_fd, CHANNEL_NOTE_LOADED, (uint64_t)listen.port, "");
-    return server_run(&(struct server_options){ .listen_fd = listen.fd,
-                                                .channel_fd = channel_fd,
-                                                .run = channel_fd >= 0 ? heritage.run : NULL,
-                                                .routes = routes,
-                                                .n_routes = sizeof routes / sizeof routes[0],
-                                                .guard = &guard },
-                      err);
+    result = server_run(&(struct server_options){ .listen_fd = listen.fd,
+                                                  .channel_fd = channel_fd,
+                                                  .run = channel_fd >= 0 ? heritage.run : NULL,
+                                                  .routes = routes,
+                                                  .n_routes = sizeof routes / sizeof routes[0],
+                                                  .guard = &guard },
+                        err);
+    guard_clear(&guard);
+    return result;
 }
 
 int main(int argc, char **argv)
@@ -121,7 +116,8 @@ int main(int argc, char **argv)
         { "key", 0, OPTION_STRINGS, &keys, "LINE", "a key that may ask, as http_key has it", NULL },
         { "stuck", 0, OPTION_INT, &stuck_s, "SECONDS",
           "without a token /health calls the engine stuck", NULL },
-        { "new-key", 0, OPTION_FLAG, &new_key, NULL, "print a new key and its hash", NULL },
+        { "new-key", 0, OPTION_FLAG, &new_key, NULL,
+          "print a new key, and its line for the configuration", NULL },
         { 0 },
     };
     options_parse(&program, table, argc, argv);

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -23,9 +24,8 @@ struct pool {
     const char *run;
     int n_max, n_hands, n_idle, n_busy, n_queued;
     struct hand hands[POOL_HANDS_MAX];
-    struct exchange *queue[POOL_QUEUE_MAX]; /* a ring */
-    int head;
-    bool ending;
+    struct exchange *queue[POOL_QUEUE_MAX]; /* in the order in which they came */
+    bool by_key, ending;
     pthread_mutex_t lock;
     pthread_cond_t work;
 };
@@ -72,27 +72,57 @@ static void work_on(struct hand *hand, struct exchange *x)
     }
 }
 
+/* What is worked on next, taken from the queue; NULL: nothing that may be. The lock is held. */
+static struct exchange *take(struct pool *p)
+{
+    int best = -1;
+    uint32_t least = UINT32_MAX;
+    for (int i = 0; i < p->n_queued; i++) {
+        const struct quota *key = p->by_key ? p->queue[i]->quota : NULL;
+        uint32_t n = key ? key->n_hands : 0;
+        if (n < POOL_KEY_HANDS && n < least) {
+            least = n;
+            best = i;
+        }
+    }
+    if (best < 0) {
+        return NULL;
+    }
+    struct exchange *x = p->queue[best];
+    p->n_queued--;
+    memmove(&p->queue[best], &p->queue[best + 1],
+            (size_t)(p->n_queued - best) * sizeof p->queue[0]);
+    if (p->by_key && x->quota) {
+        x->quota->n_queued--;
+        x->quota->n_hands++;
+    }
+    return x;
+}
+
 static void *hand_main(void *argument)
 {
     struct hand *hand = argument;
     struct pool *p = hand->pool;
     pthread_mutex_lock(&p->lock);
     while (!p->ending) {
-        if (p->n_queued == 0) {
+        struct exchange *x = take(p);
+        if (!x) {
             p->n_idle++;
             pthread_cond_wait(&p->work, &p->lock);
             p->n_idle--;
             continue;
         }
-        struct exchange *x = p->queue[p->head];
-        p->head = (p->head + 1) % POOL_QUEUE_MAX;
-        p->n_queued--;
         p->n_busy++;
         pthread_mutex_unlock(&p->lock);
         work_on(hand, x);
-        exchange_unref(&x);
         pthread_mutex_lock(&p->lock);
         p->n_busy--;
+        if (p->by_key && x->quota) {
+            x->quota->n_hands--;
+        }
+        pthread_mutex_unlock(&p->lock);
+        exchange_unref(&x);
+        pthread_mutex_lock(&p->lock);
     }
     pthread_mutex_unlock(&p->lock);
     hearth_close(&hand->hearth);
@@ -109,7 +139,7 @@ void pool_interrupt(struct hand *hand)
 
 /* ---- the pool ---- */
 
-struct pool *pool_create(const char *run, int n_max, struct err *err)
+struct pool *pool_create(const char *run, int n_max, bool by_key, struct err *err)
 {
     struct pool *p = calloc(1, sizeof *p);
     if (!p) {
@@ -118,6 +148,7 @@ struct pool *pool_create(const char *run, int n_max, struct err *err)
     }
     p->run = run;
     p->n_max = n_max;
+    p->by_key = by_key;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->work, NULL);
     return p;
@@ -147,13 +178,17 @@ static bool add_hand(struct pool *p)
 bool pool_give(struct pool *p, struct exchange *x)
 {
     pthread_mutex_lock(&p->lock);
-    bool room = p->n_queued < POOL_QUEUE_MAX;
+    struct quota *key = p->by_key ? x->quota : NULL;
+    bool room = p->n_queued < POOL_QUEUE_MAX && (!key || key->n_queued < POOL_KEY_QUEUE);
     if (room && p->n_idle <= p->n_queued && p->n_hands < p->n_max && !add_hand(p)) {
         log_warn("no thread for one more hand");
     }
     room = room && p->n_hands > 0;
     if (room) {
-        p->queue[(p->head + p->n_queued++) % POOL_QUEUE_MAX] = x;
+        p->queue[p->n_queued++] = x;
+        if (key) {
+            key->n_queued++;
+        }
         pthread_cond_signal(&p->work);
     }
     pthread_mutex_unlock(&p->lock);
@@ -182,9 +217,8 @@ void pool_destroy(struct pool **pp)
         pthread_join(p->hands[i].thread, NULL);
         close(p->hands[i].interrupt_fd);
     }
-    for (; p->n_queued > 0; p->n_queued--) {
-        exchange_unref(&p->queue[p->head]);
-        p->head = (p->head + 1) % POOL_QUEUE_MAX;
+    while (p->n_queued > 0) {
+        exchange_unref(&p->queue[--p->n_queued]);
     }
     pthread_mutex_destroy(&p->lock);
     pthread_cond_destroy(&p->work);

@@ -2,16 +2,39 @@
 
 #include <assert.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "clients/gateway/problem.h"
 
 #define MINUTE_MS 60000.0
 
-void quota_init(struct quota *q, const struct http_key *key)
+struct quota *quota_create(const struct http_key *key)
 {
-    *q = (struct quota){ .key = *key, .left = key->tokens_per_minute };
-    snprintf(q->flow, sizeof q->flow, "key:%s", key->name);
-    pthread_mutex_init(&q->lock, NULL);
+    struct quota *q = calloc(1, sizeof *q);
+    if (q) {
+        q->key = *key;
+        q->left = key->tokens_per_minute;
+        atomic_init(&q->refs, 1);
+        snprintf(q->flow, sizeof q->flow, "key:%s", key->name);
+        pthread_mutex_init(&q->lock, NULL);
+    }
+    return q;
+}
+
+struct quota *quota_ref(struct quota *q)
+{
+    atomic_fetch_add(&q->refs, 1);
+    return q;
+}
+
+void quota_unref(struct quota **qp)
+{
+    struct quota *q = *qp;
+    *qp = NULL;
+    if (q && atomic_fetch_sub(&q->refs, 1) == 1) {
+        pthread_mutex_destroy(&q->lock);
+        free(q);
+    }
 }
 
 /* What time has brought since; the lock is held. */

@@ -226,6 +226,23 @@ static void heartbeats(struct server *s)
     }
 }
 
+/* The configuration was read again, and its keys are these: lines, each with its NUL. */
+static void take_keys(struct server *s, const struct channel_msg *msg)
+{
+    const char *lines[HTTP_KEYS_MAX + 1];
+    struct err err;
+    size_t n = 0;
+    for (uint32_t at = 0; at < msg->argv_bytes && n <= HTTP_KEYS_MAX; n++) {
+        lines[n] = msg->text + at;
+        at += (uint32_t)strnlen(lines[n], msg->argv_bytes - at) + 1;
+    }
+    if (guard_set(s->options.guard, lines, n, &err) < 0) {
+        log_warn("the configuration's keys are not taken: %s", err.text);
+    } else {
+        log_info("%zu keys", n);
+    }
+}
+
 /* False: the keeper is gone, or a signal says to end. */
 static bool read_lines(struct server *s, int signal_fd)
 {
@@ -238,7 +255,9 @@ static bool read_lines(struct server *s, int signal_fd)
     }
     while (s->options.channel_fd >= 0 &&
            (got = channel_recv(s->options.channel_fd, &msg, fds, false, &err)) > 0) {
-        /* A new broker is seen by the connections themselves. */
+        if (msg.op == CHANNEL_TELL) {
+            take_keys(s, &msg);
+        } /* a new broker is seen by the connections themselves */
     }
     return got == 0;
 }
@@ -327,8 +346,8 @@ int server_run(const struct server_options *options, struct err *err)
     pthread_mutex_init(&s.lock, NULL);
     s.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     s.watch_fd = epoll_create1(EPOLL_CLOEXEC);
-    s.pool = pool_create(options->run, POOL_HANDS_MAX, err);
-    s.quick = pool_create(options->run, POOL_QUICK_MAX, err);
+    s.pool = pool_create(options->run, POOL_HANDS_MAX, true, err);
+    s.quick = pool_create(options->run, POOL_QUICK_MAX, false, err);
     if (signal_fd < 0 || s.wake_fd < 0 || s.watch_fd < 0 || !s.pool || !s.quick) {
         err_set(err, ERR_IO, "descriptors or memory for the loop: %s", strerror(errno));
         goto end;

@@ -247,16 +247,19 @@ def new_key():
     """A key and its hash."""
     program = os.path.join(os.environ.get("HEARTH_BIN", ""), "hearth-http")
     out = subprocess.run([program, "--new-key"], capture_output=True, check=True).stdout.decode()
-    return re.search(r"hearth-\S+", out).group(), re.search(r"http_key = ([0-9a-f]{64})", out).group(1)
+    return re.search(r"^hearth-\S+", out, re.M).group(), re.search(r"^http_key = ([0-9a-f]{64})$", out, re.M).group(1)
+
+
+def configure(house, *lines):
+    with open(os.path.join(house.base, "hearth.conf"), "w") as f:
+        f.write("[hearth]\n" + "".join("http_key = %s\n" % line for line in lines))
 
 
 def house_with(*lines):
     """Not started."""
     house = House(start=False)
-    conf = os.path.join(house.base, "hearth.conf")
-    with open(conf, "w") as f:
-        f.write("[hearth]\n" + "".join("http_key = %s\n" % line for line in lines))
-    house.options = ["--config", conf, "--http", "127.0.0.1:0"]
+    configure(house, *lines)
+    house.options = ["--config", os.path.join(house.base, "hearth.conf"), "--http", "127.0.0.1:0"]
     return house
 
 
@@ -300,6 +303,67 @@ def keys_have_quotas_of_their_own():
             assert ask(one, dict(CHAT, stream=streams))[0] == 200
 
 
+def keys_change_at_a_hangup():
+    """New keys are known, old ones are not, a stream begun with an old one goes on; also after the broker died, and a mistake changes nothing."""
+    (old, old_hash), (new, new_hash), (third, third_hash) = new_key(), new_key(), new_key()
+    house = house_with(old_hash)
+
+    def knows(key):
+        return call(house, "GET", "/v1/models", headers={"x-api-key": key})[0] == 200
+
+    def hang_up(*lines):
+        configure(house, *lines)
+        house.process.send_signal(signal.SIGHUP)
+    house.start()
+    with house:
+        assert knows(old) and not knows(new)
+        wanted = call(house, "POST", "/v1/completions", LONG, {"x-api-key": old})[2]["choices"][0]["text"]
+        gateway = house.pids("http")
+        c = connection(house)
+        c.request("POST", "/v1/completions", json.dumps(dict(LONG, stream=True)), {"x-api-key": old})
+        r = c.getresponse()
+        hang_up(new_hash + " name=new requests=3")
+        wait_for("the new key", lambda: knows(new))
+        assert not knows(old)
+        assert "".join(e["choices"][0]["text"] for e in events(r) if e) == wanted
+        hang_up("nonsense")
+        wait_for("the complaint", lambda: "not read again" in house.log())
+        assert knows(new)
+        configure(house, third_hash)
+        house.kill("broker")  # the next one reads what stands there, and the gateway hears of it
+        wait_for("the third key", lambda: knows(third))
+        assert not knows(new) and house.pids("http") == gateway
+        hang_up()
+        wait_for("no key at all", lambda: knows("any"))
+
+
+def two_keys_are_two_flows():
+    """One key asks for more than there are sequences and hands, long answers to long prompts; what another key asks is not behind them.
+    Counted is who has ended by then: of the crowd's first sixteen nobody is near its end after a few dozen steps."""
+    (much, much_hash), (little, little_hash) = new_key(), new_key()
+    house = house_with(much_hash + " name=much", little_hash + " name=little requests=1")
+    house.start()
+    with house:
+        def at_work():
+            """Requests that have a hand, and those that wait for one."""
+            page = call(house, "GET", "/metrics", headers={"x-api-key": little})[2].decode()
+            return tuple(int(re.search(r"^hearth_http_requests_%s (\d+)$" % name, page, re.M).group(1)) for name in ("processing", "deferred"))
+
+        crowd = []
+        for i in range(60):
+            crowd.append(connection(house))
+            crowd[-1].request("POST", "/v1/completions", json.dumps(dict(LONG, prompt="Story %d: " % i + "once upon a time there was " * 20, seed=i)),
+                              {"x-api-key": much})
+        wait_for("the crowd", lambda: at_work() == (48, 12))
+        for path, body in (("/v1/completions", {"prompt": "Once", "max_tokens": 20}), ("/v1/embeddings", {"input": "some text"})):
+            status, _, answer = call(house, "POST", path, body, {"x-api-key": little})
+            assert status == 200, answer
+        assert sum(at_work()) > 60 - 16, at_work()
+        for c in crowd:
+            c.close()
+        wait_for("nobody", lambda: at_work() == (0, 0))
+
+
 def a_taken_port_is_a_warning():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -314,4 +378,4 @@ with House("--http", "127.0.0.1:0") as one:
         chat_whole_and_streamed, a_last_message_goes_on, tools_are_parsed, completions_whole_and_streamed, logprobs, embeddings, the_small_endpoints,
         errors_have_names, who_leaves_is_cancelled, streams_survive_deaths, loading_is_told,
         health_tells_when_the_engine_is_stuck)])
-main(keys_are_asked_for, keys_have_quotas_of_their_own, a_taken_port_is_a_warning)
+main(keys_are_asked_for, keys_have_quotas_of_their_own, keys_change_at_a_hangup, two_keys_are_two_flows, a_taken_port_is_a_warning)

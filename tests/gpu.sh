@@ -61,23 +61,29 @@ compare() {
               exit bad || n == 0 || max > 0.6 || rms > 0.05 }'
 }
 
-# One line of cases.tsv: case file kind pooling tokens lens pos0 ctx; where, and into which file.
+# One line of cases.tsv: case file kind pooling tokens lens pos0 ctx; where, and into which file; rows of a step at most.
 evaluate() {
-    out=${10}
+    out=${10} rows=${11:-}
     set -- "$1" "$2" "$3" "$4" "$5" "$6" "$7" "$8" "$9"
     args="--tokens $models/$1/$5 --lens $6 --start $7 --device $9"
     [ "$8" = 0 ] || args="$args --ctx $8"
+    [ -z "$rows" ] || args="$args --chunk $rows"
     if [ "$3" = logits ]; then args="$args --logits $out"; else args="$args --embed $4 $out"; fi
     # shellcheck disable=SC2086  # the words of args hold no spaces of their own
     "$bin/hearth-eval" --direct "$models/$1/$2" $args
 }
 
-# On the CPU and on the device, within the bounds; on the device again, the same bits.
+# On the CPU and on the device, within the bounds; on the device again, the same bits; in steps of 1 to 16 rows, which are other
+# kernels, the same bits.
 model_case() {
     evaluate "$@" cpu "$build/out-cpu.f32" && evaluate "$@" "$device" "$build/out-device.f32" &&
         evaluate "$@" "$device" "$build/out-again.f32" &&
         compare "$build/out-cpu.f32" "$build/out-device.f32" "$1" &&
-        cmp "$build/out-device.f32" "$build/out-again.f32"
+        cmp "$build/out-device.f32" "$build/out-again.f32" || return 1
+    [ "$3" = logits ] || return 0
+    for rows in 1 2 4 8 16; do
+        evaluate "$@" "$device" "$build/out-rows.f32" "$rows" && cmp "$build/out-device.f32" "$build/out-rows.f32" || return 1
+    done
 }
 
 # One model, loaded once: prefill of 512 and 4096, decode after nothing, 8k and 32k, batches of 2 to 16. Without the deepest
@@ -142,7 +148,7 @@ else
     say "commit $(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown), sm_$arch"
     step configure cmake -S "$root" -B "$build" -DHEARTH_ENGINE_ONLY=ON -DHEARTH_CUDA=ON "-DHEARTH_CUDA_ARCHITECTURES=$arch"
     step build cmake --build "$build" -j "$(nproc)"
-    step build-checks cmake --build "$build" -j "$(nproc)" --target gpu-ops gpu-ceilings
+    step build-checks cmake --build "$build" -j "$(nproc)" --target gpu-ops gpu-ceilings gpu-prefill
     [ "$failed" -eq 0 ] || exit "$failed"
     bin=$build/bin ops=$build/bin/gpu-ops size='' repeats=3
     first='-p 512 -n 64' shallow='--also 4096,0,64,1 --also 1,8192,64,1 --also 1,0,64,2 --also 1,0,64,4 --also 1,0,64,8 --also 1,0,64,16'
@@ -164,11 +170,13 @@ fi
 if [ "$timing" = yes ]; then
     # shellcheck disable=SC2086
     step ceilings sh -c "\"\$1\" \$2 $size >\"\$3\" && cat \"\$3\"" - "$bin/gpu-ceilings" "$device" "$build/ceilings.tsv"
+    # shellcheck disable=SC2086
+    step "prefill beside cuBLAS" sh -c "\"\$1\" \$2 $size >\"\$3\"; rc=\$?; cat \"\$3\"; exit \$rc" - "$bin/gpu-prefill" "$device" "$build/prefill.tsv"
     for model in $bench; do
         step "bench $model" bench_model "$model"
     done
     table >"$build/gpu.tsv"
-    cat "$build/ceilings.tsv" "$build/gpu.tsv" | tee -a "$log"
+    cat "$build/ceilings.tsv" "$build/prefill.tsv" "$build/gpu.tsv" | tee -a "$log"
 fi
 say "$failed steps failed; the whole log: $log"
 exit "$failed"

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """What each kernel takes of a multiprocessor, from what ptxas says while it compiles: resources.py LOG...
 
-    ninja -C build-cuda -t clean hearth_engine; ninja -C build-cuda hearth_engine > log; tests/cuda/resources.py log
+    cmake -B build -DHEARTH_CUDA_ARCHITECTURES="120;90;89"; ninja -C build cuda_resources
 
-(the build adds -Xptxas=-v; a compiler cache replays the words). Prints a table for tests/bench/RESULTS.md: registers, stack, spills and
-static shared memory of each kernel over its instances. Exit status 1 when a decode kernel spills.
+Prints a table for tests/bench/RESULTS.md: registers, stack, spills and static shared memory of each kernel over its instances. Exit
+status 1 when a decode kernel spills on the target card; on others it is only said.
 
 resources.py --tiles CUBIN counts instructions from one tile's tensor instruction to the next in few_kernel: a file that names
 instances of product.cuh's few_kernel, compiled with nvcc -cubin and the flags of the build. Needs readelf.
@@ -20,6 +20,7 @@ DECODE = {"few_kernel", "split_few_kernel", "float_kernel", "quantise_kernel", "
           "store_kernel", "norm_kernel", "act_kernel", "add_kernel", "rope_kernel", "route_kernel",
           "sum_kernel", "sort_kernel", "delta_kernel", "embed_kernel", "embed_float_kernel",
           "sample_kernel"}
+TARGET = "sm_120"
 ENTRY = re.compile(r"Compiling entry function '(?P<name>[^']+)' for '(?P<arch>sm_\w+)'"
                    r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes"
                    r".*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)", re.DOTALL)
@@ -76,7 +77,7 @@ def main():
                 bad.append(f"{arch}: {shown}, type {dtype}: {row['spilled']} bytes spilled")
     for line in bad:
         print(line, file=sys.stderr)
-    return 1 if bad or not table else 0
+    return 1 if any(line.startswith(TARGET) for line in bad) or not table else 0
 
 
 if __name__ == "__main__":

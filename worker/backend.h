@@ -478,7 +478,9 @@ struct backend_ops {
 struct backend {
     const struct backend_ops *ops;
     const char *name; /* "cpu", "cuda" */
-    bool exact;       /* f32 activations everywhere, see op_matmul; KV should be f32 then */
+    uint64_t
+        fingerprint; /* of what of the device decides bits, beside its name; 0: its state is not for files */
+    bool exact; /* f32 activations everywhere, see op_matmul; KV should be f32 then */
     uint64_t
         used_bytes; /* of its memory: alloc, import (a CPU's weights stand in the mapping), reserve */
     uint64_t budget_bytes; /* of used_bytes; 0: what the device has. More is ERR_NO_MEMORY */

@@ -70,6 +70,7 @@ static uint64_t fingerprint_of(const struct resident *r)
     for (const char *c = r->backend->name; *c; c++) {
         hash = mix(hash, (uint64_t)*c);
     }
+    hash = mix(hash, r->backend->fingerprint);
     hash = mix(hash, (uint64_t)r->shape.max_seqs << 32 | r->shape.n_pages);
     hash = mix(hash, (uint64_t)r->shape.ctx_len << 32 | STATE_VERSION);
     hash = mix(hash, r->shape.n_unmirrored);
@@ -88,9 +89,11 @@ static uint64_t fingerprint_of(const struct resident *r)
 static uint64_t park_key_of(const struct resident *r)
 {
     uint64_t hash = park_engine();
-    if (strcmp(r->backend->name, "cpu") != 0) {
+    if (r->backend->fingerprint == 0) {
         return 0;
     }
+    hash = mix(hash, parked_sum(r->backend->name, strlen(r->backend->name)));
+    hash = mix(hash, r->backend->fingerprint);
     hash = mix(hash, r->weights.header->digest);
     hash = mix(hash, r->weights.header->data_bytes);
     hash = mix(hash, r->model->kv.fingerprint);

@@ -95,8 +95,7 @@ struct resident {
     void *state_map;
     size_t state_map_bytes;
     struct state state;
-    uint64_t
-        park_key; /* of this engine's files; 0: its pages are not where a file can be read to */
+    uint64_t park_key;     /* of this engine's and device's files; 0: it has none */
     uint64_t park_segment; /* the broker's number of what is being written */
     struct park writing, reading;
     struct forward *forward;

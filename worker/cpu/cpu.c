@@ -279,6 +279,7 @@ struct backend *cpu_open(const struct backend_options *options, struct err *err)
     }
     c->base = (struct backend){ .ops = options->exact ? &exact_ops : &default_ops,
                                 .name = "cpu",
+                                .fingerprint = 1,
                                 .exact = options->exact };
     c->n_threads = options->n_threads ? options->n_threads : available_threads();
     if (c->n_threads > THREADS_MAX) {

@@ -166,6 +166,20 @@ static int device_of(const char *name, int *device, struct err *err)
     return 0;
 }
 
+/* Kernels are built for an architecture; which one runs decides bits, the card does not. */
+static int fingerprint(struct cuda_backend *c, struct err *err)
+{
+    int major, minor;
+    if (cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, c->device),
+                   "the device's architecture", err) < 0 ||
+        cuda_check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, c->device),
+                   "the device's architecture", err) < 0) {
+        return -1;
+    }
+    c->base.fingerprint = (uint64_t)major << 8 | (uint64_t)minor;
+    return 0;
+}
+
 struct backend *cuda_open(const char *name, const struct backend_options *options, struct err *err)
 {
     static const struct backend_ops ops = make_ops(), exact = make_exact_ops();
@@ -184,7 +198,7 @@ struct backend *cuda_open(const char *name, const struct backend_options *option
     c->device = device;
     c->base.budget_bytes = options->budget_bytes;
     c->base.margin_bytes = MARGIN_BYTES;
-    if (cuda_check(cudaSetDevice(device), name, err) < 0 ||
+    if (cuda_check(cudaSetDevice(device), name, err) < 0 || fingerprint(c, err) < 0 ||
         cuda_check(cudaStreamCreate(&c->stream), name, err) < 0 || cuda_stage_create(c, err) < 0 ||
         cuda_step_create(c, err) < 0 || cuda_mirror_create(c, err) < 0 ||
         cuda_uploads_create(c, err) < 0 || cuda_tables_create(c, err) < 0) {

@@ -1,0 +1,160 @@
+"""The whole service on the emulated device, with a model so small that it is quick: answers survive kills of worker and broker and
+a swap of adapters, a conversation survives a restart of everything.
+
+    HEARTH_BIN=build/bin HEARTH_EMULATED=build/tests/emulated python3 service.py [KILLS]
+
+HEARTH_EMULATED holds the worker on the emulated device; a folder of programs with this one is made there (links: a program looks
+for the others beside itself)."""
+import glob
+import os
+import random
+import struct
+import sys
+import tempfile
+import threading
+import time
+
+EMULATED = os.environ["HEARTH_EMULATED"]
+PROGRAMS = os.path.join(EMULATED, "service")
+os.makedirs(PROGRAMS, exist_ok=True)
+for folder in (os.environ["HEARTH_BIN"], EMULATED):  # the later ones win
+    for name in os.listdir(folder):
+        if name.startswith("hearth"):
+            to = os.path.join(PROGRAMS, name)
+            if os.path.lexists(to):
+                os.unlink(to)
+            os.link(os.path.join(folder, name), to)
+os.environ["HEARTH_BIN"] = PROGRAMS
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "system"))
+from house import House, lines, main  # noqa: E402
+from scripted import BOOL, F32, I32, STRING, U32, Vocabulary, array, pair, text  # noqa: E402
+
+DIM, N_HEADS, FFN, RANK, STREAMS, ANSWERS = 64, 2, 64, 4, 3, 12
+KILLS = int(sys.argv[1]) if len(sys.argv) > 1 else 8
+Q8_0, SCALE_F32 = 8, 0
+DEVICE = ("--device", "cuda:0")
+
+
+def file(path, head, tensors):
+    """tensors: (name, shape, type, bytes)."""
+    infos, off = b"", 0
+    for name, shape, kind, data in tensors:
+        infos += text(name) + struct.pack("<I%dQIQ" % len(shape), len(shape), *shape, kind, off)
+        off += len(data) + -len(data) % 32
+    begin = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(head)) + b"".join(head) + infos
+    with open(path, "wb") as f:
+        f.write(begin + b"\0" * (-len(begin) % 32))
+        for *_, data in tensors:
+            f.write(data + b"\0" * (-len(data) % 32))
+
+
+def matrix(chance, name, k, m):
+    """Q8_0, values of about 1 / sqrt(k)."""
+    blocks = [struct.pack("<e32b", 1.7 / 127 / k ** 0.5, *(chance.randrange(-127, 128) for _ in range(32))) for _ in range(k * m // 32)]
+    return name + ".weight", (k, m), Q8_0, b"".join(blocks)
+
+
+def model(path):
+    chance, v = random.Random(5), Vocabulary()
+    for i in range(57):
+        v.add("\u2581w%d" % i)
+    n = len(v.pieces)
+    head = [pair("general.architecture", STRING, "llama"), pair("general.name", STRING, "mini"), pair("llama.block_count", U32, 1),
+            pair("llama.context_length", U32, 512), pair("llama.embedding_length", U32, DIM), pair("llama.vocab_size", U32, n),
+            pair("llama.feed_forward_length", U32, FFN), pair("llama.attention.head_count", U32, N_HEADS),
+            pair("llama.attention.head_count_kv", U32, 1), pair("llama.attention.layer_norm_rms_epsilon", F32, 1e-6),
+            pair("llama.rope.freq_base", F32, 10000.0), pair("tokenizer.ggml.model", STRING, "llama"),
+            array("tokenizer.ggml.tokens", STRING, v.pieces), array("tokenizer.ggml.scores", F32, [-1000.0] * n),
+            array("tokenizer.ggml.token_type", I32, v.types), pair("tokenizer.ggml.bos_token_id", U32, 1),
+            pair("tokenizer.ggml.eos_token_id", U32, 2), pair("tokenizer.ggml.unknown_token_id", U32, 0),
+            pair("tokenizer.ggml.add_bos_token", BOOL, 0), pair("tokenizer.ggml.add_space_prefix", BOOL, 0)]
+    ones, kv = struct.pack("<%df" % DIM, *[1.0] * DIM), DIM // N_HEADS
+    norms = [(name + ".weight", (DIM,), SCALE_F32, ones) for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm")]
+    file(path, head, norms + [matrix(chance, name, k, m) for name, k, m in (
+        ("token_embd", DIM, n), ("output", DIM, n), ("blk.0.attn_q", DIM, DIM), ("blk.0.attn_k", DIM, kv), ("blk.0.attn_v", DIM, kv),
+        ("blk.0.attn_output", DIM, DIM), ("blk.0.ffn_gate", DIM, FFN), ("blk.0.ffn_up", DIM, FFN), ("blk.0.ffn_down", FFN, DIM))])
+
+
+def adapter(path):
+    chance, tensors = random.Random(6), []
+    for name, k, m in (("blk.0.attn_q.weight", DIM, DIM), ("blk.0.ffn_down.weight", FFN, DIM)):
+        for suffix, shape in ((".lora_a", (k, RANK)), (".lora_b", (RANK, m))):
+            values = [chance.uniform(-1, 1) for _ in range(shape[0] * shape[1])]
+            tensors.append((name + suffix, shape, SCALE_F32, struct.pack("<%df" % len(values), *values)))
+    file(path, [pair("general.type", STRING, "adapter"), pair("adapter.type", STRING, "lora"),
+                pair("general.architecture", STRING, "llama"), pair("adapter.lora.alpha", F32, 8.0)], tensors)
+
+
+def job(i, n=24):
+    kind = [("--temp", 0), ("--temp", 0.9, "--top-k", 30), ("--temp", 1.1, "--min-p", 0.05, "--repeat-penalty", 1.2),
+            ("--temp", 0.8, "--mirostat", 2)][i % 4]
+    return ("complete", "--ids", *kind, "--seed", i, "-n", n + i % 5, "-m", "tuned" if i % 3 == 2 else "mini", "w1w%d w%d" % (i, 9 + i))
+
+
+def nothing_is_lost(base, models):
+    chance = random.Random(1)
+    wrong, finished, stop = [], [], threading.Event()
+    config, lora = os.path.join(base, "hearth.conf"), os.path.join(base, "adapter.gguf")
+    adapter(lora)
+    with open(config, "w") as f:
+        f.write("[alias tuned]\nmodel = mini\nlora = %s\n" % lora)
+    with House("--config", config, *DEVICE, models=models) as house:
+        wanted = {i: house.hearth(*job(i)).stdout for i in range(8)}
+        assert wanted[2] != house.hearth(*job(2)[:-2], "mini", job(2)[-1]).stdout  # the adapter acts
+
+        def client(number):
+            own = random.Random(number)
+            while not stop.is_set():
+                i = own.randrange(len(wanted))
+                process = house.popen(*job(i))
+                out, err = process.communicate(timeout=100)
+                if process.returncode != 0 or out != wanted[i]:
+                    wrong.append((i, process.returncode, err.decode(), out, wanted[i]))
+                    return
+                finished.append(i)
+
+        clients = [threading.Thread(target=client, args=(n,)) for n in range(STREAMS)]
+        for thread in clients:
+            thread.start()
+        killed = 0
+        until = time.monotonic() + 20 * KILLS  # a kill comes when answers are under way, not at a pace
+        while (killed < KILLS or len(finished) < ANSWERS) and not wrong and time.monotonic() < until:
+            time.sleep(chance.uniform(0.2, 1.0))
+            killed += house.kill("broker" if killed == 3 else "worker") is not None
+        stop.set()
+        for thread in clients:
+            thread.join(150)
+            assert not thread.is_alive(), house.log()
+        assert not wrong, (wrong[0], house.log()[-6000:])
+        assert killed >= KILLS and "poison" not in house.log(), killed
+    print("info %d kills, %d requests finished, none different" % (killed, len(finished)))
+
+
+def a_conversation_survives_a_restart(base, models):
+    prompt = " ".join("w%d" % (i % 57) for i in range(30))
+    say = ("complete", "--json", "--temp", 0.8, "--seed", 3, "-n", 12, "--ignore-eos", "-m", "mini", prompt)
+    state = os.path.join(base, "state")
+    os.mkdir(state, 0o700)
+    with House("--state-dir", state, *DEVICE, models=models) as house:
+        cold = lines(house.hearth(*say).stdout)
+        assert house.stop() == 0
+        assert len(glob.glob(os.path.join(state, "*.kv"))) == 1, house.log()
+        house.start()
+        warm = lines(house.hearth(*say).stdout)
+        assert [t["id"] for t in warm[:-1]] == [t["id"] for t in cold[:-1]]
+        usage = warm[-1]["usage"]
+        assert usage["cached_tokens"] == usage["prompt_tokens"] - 1, (usage, house.log())
+
+
+def everything():
+    with tempfile.TemporaryDirectory(prefix="hearth-models-") as base:
+        models = os.path.join(base, "models")
+        os.mkdir(models)
+        model(os.path.join(models, "mini.gguf"))
+        for test in (nothing_is_lost, a_conversation_survives_a_restart):
+            started = time.monotonic()
+            test(base, models)
+            print("ok %s (%.1f s)" % (test.__name__, time.monotonic() - started), flush=True)
+
+
+main(everything)

@@ -338,8 +338,8 @@ def keys_change_at_a_hangup():
 
 
 def two_keys_are_two_flows():
-    """One key asks for more than there are sequences and hands, long answers to long prompts; what another key asks is not behind them.
-    Counted is who has ended by then: of the crowd's first sixteen nobody is near its end after a few dozen steps."""
+    """One key asks for more than there are sequences and hands; what another key asks is not behind it. 48 of the crowd are at the broker,
+    16 of them run: in one line with them 32 would end before a newcomer begins. A client that is slow itself has three tries."""
     (much, much_hash), (little, little_hash) = new_key(), new_key()
     house = house_with(much_hash + " name=much", little_hash + " name=little requests=1")
     house.start()
@@ -349,16 +349,25 @@ def two_keys_are_two_flows():
             page = call(house, "GET", "/metrics", headers={"x-api-key": little})[2].decode()
             return tuple(int(re.search(r"^hearth_http_requests_%s (\d+)$" % name, page, re.M).group(1)) for name in ("processing", "deferred"))
 
+        def ended_meanwhile():
+            before = sum(at_work())
+            assert before > 48 + 32, "the crowd is gone"
+            for path, body in (("/v1/completions", {"prompt": "Once", "max_tokens": 20}), ("/v1/embeddings", {"input": "some text"})):
+                status, _, answer = call(house, "POST", path, body, {"x-api-key": little})
+                assert status == 200, answer
+            return before - sum(at_work())
+
         crowd = []
-        for i in range(60):
+        for i in range(230):
             crowd.append(connection(house))
-            crowd[-1].request("POST", "/v1/completions", json.dumps(dict(LONG, prompt="Story %d: " % i + "once upon a time there was " * 20, seed=i)),
+            crowd[-1].request("POST", "/v1/completions", json.dumps({"prompt": [300 + i] + [310] * 400, "max_tokens": 60, "ignore_eos": True}),
                               {"x-api-key": much})
-        wait_for("the crowd", lambda: at_work() == (48, 12))
-        for path, body in (("/v1/completions", {"prompt": "Once", "max_tokens": 20}), ("/v1/embeddings", {"input": "some text"})):
-            status, _, answer = call(house, "POST", path, body, {"x-api-key": little})
-            assert status == 200, answer
-        assert sum(at_work()) > 60 - 16, at_work()
+        wait_for("the crowd", lambda: at_work()[0] == 48)
+        tries = []
+        while not tries or tries[-1] >= 24:
+            tries.append(ended_meanwhile())
+            assert len(tries) <= 3, tries
+        print("  ended meanwhile: %s" % tries)
         for c in crowd:
             c.close()
         wait_for("nobody", lambda: at_work() == (0, 0))

@@ -102,7 +102,7 @@ int main(int argc, char **argv)
     int64_t threads = 0, n_prompt = 512, n_gen = 64, depth = 0, parallel = 1, repeats = 3;
     uint64_t vram_budget = 0;
     struct option_list also = { .n = 0 };
-    bool json = false;
+    bool json = false, copied = false;
     const struct option table[] = {
         { "direct", 0, OPTION_STRING, &direct, "FILE", "a model file, or synth:ARCH:PRESET:TYPE",
           NULL },
@@ -112,6 +112,8 @@ int main(int argc, char **argv)
         { "prompt", 'p', OPTION_INT, &n_prompt, "N", "tokens of the prompt; default 512", NULL },
         { "gen", 'n', OPTION_INT, &n_gen, "N", "tokens generated; default 64", NULL },
         { "depth", 'd', OPTION_INT, &depth, "N", "tokens before the prompt, not measured", NULL },
+        { "copied", 0, OPTION_FLAG, &copied, NULL,
+          "all but the first 512 of these as copies: decode reads as much, sooner", NULL },
         { "kv", 0, OPTION_STRING, &kv, "TYPE", "f16, bf16, q8_0, q4_0, f32; K,V apart by a comma",
           NULL },
         { "parallel", 0, OPTION_INT, &parallel, "N", "sequences side by side", NULL },
@@ -142,6 +144,7 @@ int main(int argc, char **argv)
     q.n_threads = (uint32_t)threads;
     q.n_repeats = (uint32_t)repeats;
     q.vram_budget = vram_budget;
+    q.copied = copied;
     q.in_a_row = also.n > 0;
     struct bench_question cases[BENCH_CASES_MAX];
     uint32_t n_cases = 0;

@@ -16,6 +16,7 @@ struct bench_question {
     uint32_t n_threads;       /* 0: all cores */
     uint32_t n_prompt, n_gen; /* tokens of the prompt, tokens generated after it */
     uint32_t depth;           /* tokens that stand before the prompt, not measured */
+    bool copied;              /* most of the depth as copies of its first positions */
     uint32_t n_parallel;      /* sequences side by side */
     uint32_t n_repeats;       /* medians over so many */
     enum dtype k_type, v_type;

@@ -13,6 +13,7 @@
 #include "worker/forward.h"
 
 #define CHUNK        512        /* tokens of a prefill step */
+#define COPIED       512        /* positions that are computed where a depth is made of copies */
 #define PROBE_BYTES  (1u << 30) /* of weights read to learn the machine's bandwidth, at most */
 #define PROBE_PIECE  (1u << 20) /* one thread's turn of it */
 #define PROBE_ROUNDS 5
@@ -189,6 +190,32 @@ static int prefill(struct bench *b, uint32_t i, uint32_t n, bool logits, struct 
     return 0;
 }
 
+/* The positions before the prompt. As copies their pages are those of the first, byte for byte and each in memory of its own:
+ * steps after them read as much, and what they compute nobody looks at. */
+static int fill_depth(struct bench *b, uint32_t i, struct err *err)
+{
+    const struct bench_question *q = b->q;
+    if (!q->copied || q->depth <= COPIED) {
+        return prefill(b, i, q->depth, false, err);
+    }
+    if (b->backend->ops->mirror || b->kv.layout->state_bytes > 0) {
+        return err_set(err, ERR_UNSUPPORTED, "--copied: on the cpu and without recurrent state");
+    }
+    uint32_t slot = b->slots[i], rest = q->depth - COPIED;
+    if (prefill(b, i, COPIED, false, err) < 0 || kvcache_reserve(&b->kv, slot, rest, err) < 0) {
+        return -1;
+    }
+    const uint32_t *table = kvcache_table(&b->kv, slot);
+    uint64_t page_bytes = b->kv.layout->page_bytes;
+    for (uint32_t p = COPIED / KV_PAGE_TOKENS; p < kvcache_pages_for(q->depth); p++) {
+        memcpy(kvcache_pages(&b->kv) + table[p] * page_bytes,
+               kvcache_pages(&b->kv) + table[p % (COPIED / KV_PAGE_TOKENS)] * page_bytes,
+               page_bytes);
+    }
+    kvcache_commit(&b->kv, slot, rest);
+    return 0;
+}
+
 /* One token of every sequence. */
 static int decode(struct bench *b, struct err *err)
 {
@@ -208,8 +235,7 @@ static int measure(struct bench *b, double *all, double *first, double *gen, str
     *all = 0;
     for (uint32_t i = 0; i < q->n_parallel; i++) {
         const struct kvcache_tag tag = { .hi = 1, .lo = i + 1 };
-        if (kvcache_begin(&b->kv, tag, 0, &b->slots[i], err) < 0 ||
-            prefill(b, i, q->depth, false, err) < 0) {
+        if (kvcache_begin(&b->kv, tag, 0, &b->slots[i], err) < 0 || fill_depth(b, i, err) < 0) {
             return -1;
         }
         double start = now();

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "proto/bytes.h"
 #include "worker/backend.h"
 
 /* HEARTH_ISA=portable|avx2|avx512 may lower what the machine can do, never raise it. Same bits on each. */
@@ -28,6 +29,14 @@ struct cpu_backend {
 static inline struct cpu_backend *cpu_of(struct backend *b)
 {
     return (struct cpu_backend *)b; /* base is its first member */
+}
+
+/* The next part of the scratch memory, 64-byte aligned. */
+static inline void *cpu_carve(uint8_t **at, size_t size_bytes)
+{
+    void *p = *at;
+    *at += align_up(size_bytes, 64);
+    return p;
 }
 
 /* Calls fn(arg, begin, end, part) over [0, n_items) in pieces of at least `grain` items, part < n_threads, pieces of

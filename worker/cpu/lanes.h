@@ -187,6 +187,11 @@ LANES_INLINE lane_f lane_max(lane_f a, lane_f b)
 {
     return _mm512_max_ps(a, b);
 }
+/* The largest lane of numbers. */
+LANES_INLINE float lane_top(lane_f a)
+{
+    return _mm512_reduce_max_ps(a);
+}
 /* The smaller; b where either is no number. */
 LANES_INLINE lane_f lane_min(lane_f a, lane_f b)
 {
@@ -279,6 +284,13 @@ LANES_INLINE lane_f lane_of_int(lane_i v)
 LANES_INLINE lane_f lane_max(lane_f a, lane_f b)
 {
     return (lane_f){ { _mm256_max_ps(a.v[0], b.v[0]), _mm256_max_ps(a.v[1], b.v[1]) } };
+}
+LANES_INLINE float lane_top(lane_f a)
+{
+    __m256 wide = _mm256_max_ps(a.v[0], a.v[1]);
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(wide), _mm256_extractf128_ps(wide, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
 LANES_INLINE lane_f lane_min(lane_f a, lane_f b)
 {
@@ -422,6 +434,14 @@ LANES_INLINE lane_f lane_max(lane_f a, lane_f b)
         a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
     }
     return a;
+}
+LANES_INLINE float lane_top(lane_f a)
+{
+    float top = a.v[0];
+    for (int i = 1; i < 16; i++) {
+        top = a.v[i] > top ? a.v[i] : top;
+    }
+    return top;
 }
 LANES_INLINE lane_f lane_min(lane_f a, lane_f b)
 {

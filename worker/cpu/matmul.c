@@ -73,14 +73,6 @@ static void add_product(struct job *job, const struct matrix *w, const float *bi
     job->n_products++;
 }
 
-/* Parts of the scratch memory, each 64-byte aligned. */
-static void *carve(uint8_t **at, size_t size)
-{
-    void *p = *at;
-    *at += align_up(size, 64);
-    return p;
-}
-
 static size_t panels_bytes(size_t rows, size_t k, bool floats, unsigned n_slots, bool fours)
 {
     return rows * (k / 32) * MATMUL_BLOCK_BYTES(n_slots, fours) +
@@ -149,13 +141,14 @@ int cpu_matmul(struct backend *b, const struct op_matmul *op, struct err *err)
         add_product(&job, p->w, p->bias, p->y, p->y_stride, op->n_rows, c->n_threads);
     }
     uint8_t *at = c->scratch;
-    job.lanes = carve(&at, c->n_threads * sizeof *job.lanes);
-    uint32_t *order = carve(&at, op->n_rows * sizeof *order);
-    job.panels = carve(&at, op->n_rows * sizeof *job.panels);
-    job.segments = carve(&at, sizeof *job.segments);
-    job.int_panels = carve(
+    job.lanes = cpu_carve(&at, c->n_threads * sizeof *job.lanes);
+    uint32_t *order = cpu_carve(&at, op->n_rows * sizeof *order);
+    job.panels = cpu_carve(&at, op->n_rows * sizeof *job.panels);
+    job.segments = cpu_carve(&at, sizeof *job.segments);
+    job.int_panels = cpu_carve(
         &at, panels_bytes(op->n_rows, job.n_slots ? op->k : 0, false, job.n_slots, job.any_fours));
-    job.float_panels = carve(&at, job.any_floats ? (size_t)op->n_rows * op->k * sizeof(float) : 0);
+    job.float_panels = cpu_carve(&at,
+                                 job.any_floats ? (size_t)op->n_rows * op->k * sizeof(float) : 0);
     if (check_scratch(c, at, err) < 0) {
         return -1;
     }
@@ -187,11 +180,11 @@ int cpu_matmul_experts(struct backend *b, const struct op_matmul_experts *op, st
         return -1;
     }
     uint8_t *at = c->scratch;
-    job.lanes = carve(&at, c->n_threads * sizeof *job.lanes);
-    uint32_t *order = carve(&at, op->n_rows * sizeof *order);
-    uint32_t *count = carve(&at, w->n_experts * sizeof *count);
-    job.panels = carve(&at, op->n_rows * sizeof *job.panels);
-    job.segments = carve(&at, w->n_experts * sizeof *job.segments);
+    job.lanes = cpu_carve(&at, c->n_threads * sizeof *job.lanes);
+    uint32_t *order = cpu_carve(&at, op->n_rows * sizeof *order);
+    uint32_t *count = cpu_carve(&at, w->n_experts * sizeof *count);
+    job.panels = cpu_carve(&at, op->n_rows * sizeof *job.panels);
+    job.segments = cpu_carve(&at, w->n_experts * sizeof *job.segments);
     if (check_scratch(c, at, err) < 0) {
         return -1;
     }
@@ -220,9 +213,10 @@ int cpu_matmul_experts(struct backend *b, const struct op_matmul_experts *op, st
     }
     job.order = order;
     add_product(&job, w, op->bias, op->y, op->y_stride, op->n_rows, c->n_threads);
-    job.int_panels = carve(
+    job.int_panels = cpu_carve(
         &at, panels_bytes(op->n_rows, job.n_slots ? w->k : 0, false, job.n_slots, job.any_fours));
-    job.float_panels = carve(&at, job.any_floats ? (size_t)op->n_rows * w->k * sizeof(float) : 0);
+    job.float_panels = cpu_carve(&at,
+                                 job.any_floats ? (size_t)op->n_rows * w->k * sizeof(float) : 0);
     if (check_scratch(c, at, err) < 0) {
         return -1;
     }

@@ -176,9 +176,8 @@ static uint64_t divide(struct candidate *set, uint32_t from, uint32_t to, uint32
     return sum;
 }
 
-/* Brings those to the front at whose end the sum of masses, the likeliest first, passes mark, which is less than all of
- * it: returns how many, of whom the last stands last. */
-static uint32_t up_to(struct candidate *set, uint32_t n, uint64_t mark)
+/* The same as up_to for a few. */
+static uint32_t up_to_by_pivots(struct candidate *set, uint32_t n, uint64_t mark)
 {
     uint32_t from = 0, to = n, state = n;
     while (to - from > 1) {
@@ -196,17 +195,65 @@ static uint32_t up_to(struct candidate *set, uint32_t n, uint64_t mark)
     return from + 1;
 }
 
+#define BINS 2048 /* of a 64th each, by the distance from the best */
+
+static uint32_t bin_of(const struct candidate *of, float max)
+{
+    float far = (max - of->logit) * 64.0f;
+    return far < BINS - 1 ? (uint32_t)far : BINS - 1;
+}
+
+/* Brings those of a bin to the front of set[from..n); returns where they end. */
+static uint32_t gather(struct candidate *set, uint32_t from, uint32_t n, float max, uint32_t first,
+                       uint32_t last)
+{
+    for (uint32_t i = from; i < n; i++) {
+        uint32_t bin = bin_of(&set[i], max);
+        if (bin >= first && bin <= last) {
+            struct candidate moved = set[i];
+            set[i] = set[from];
+            set[from++] = moved;
+        }
+    }
+    return from;
+}
+
+/* Brings those to the front at whose end the sum of masses, the likeliest first, passes mark, which is less than all of
+ * it: returns how many, of whom the last stands last. */
+static uint32_t up_to(struct candidates *c, uint64_t mark)
+{
+    uint64_t sums[BINS] = { 0 };
+    float max = (float)candidates_max(c);
+    for (uint32_t i = 0; i < c->n; i++) {
+        sums[bin_of(&c->set[i], max)] += c->set[i].mass;
+    }
+    uint32_t bin = 0;
+    for (; bin < BINS - 1 && mark >= sums[bin]; bin++) {
+        mark -= sums[bin];
+    }
+    uint32_t n_before = bin > 0 ? gather(c->set, 0, c->n, max, 0, bin - 1) : 0;
+    uint32_t end = gather(c->set, n_before, c->n, max, bin, bin);
+    return n_before + up_to_by_pivots(c->set + n_before, end - n_before, mark);
+}
+
 /* ---- filters ---- */
+
+#define FEW 256 /* a heap is quicker then */
 
 void candidates_top_k(struct candidates *c, uint32_t k)
 {
     if (k == 0 || k >= c->n) {
         return;
     }
+    if (k <= FEW) {
+        candidates_first(c, k);
+        keep_sorted(c, k);
+        return;
+    }
     for (uint32_t i = 0; i < c->n; i++) {
         c->set[i].mass = 1;
     }
-    c->n = up_to(c->set, c->n, k - 1);
+    c->n = up_to(c, k - 1);
 }
 
 void candidates_typical(struct candidates *c, double typical_p)
@@ -231,7 +278,7 @@ void candidates_typical(struct candidates *c, double typical_p)
 void candidates_top_p(struct candidates *c, double top_p)
 {
     uint64_t sum = candidates_mass(c);
-    c->n = up_to(c->set, c->n, mass_share(top_p, sum));
+    c->n = up_to(c, mass_share(top_p, sum));
 }
 
 /* Keeps those whose logit is at least `least`; the likeliest is one of them. */
@@ -294,7 +341,7 @@ void candidates_xtc(struct candidates *c, double threshold)
 int32_t candidates_draw(struct candidates *c, double u)
 {
     uint64_t mark = mass_mark(mass_draw(u), candidates_mass(c));
-    return c->set[up_to(c->set, c->n, mark) - 1].id;
+    return c->set[up_to(c, mark) - 1].id;
 }
 
 int32_t candidates_likeliest(const struct candidates *c)

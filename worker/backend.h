@@ -127,7 +127,9 @@ struct op_embed {
 
 /* RMS: y_j = x_j / sqrt(mean x^2 + eps) * w_j.   LAYER: y_j = (x_j - mean) / sqrt(var + eps) * w_j + b_j.
  * Sums in double, index order. Rows: n_rows tokens, each of n_groups vectors of `width` side by side (heads; 1
- * otherwise). w, b: NULL or [width], or [n_groups][width] when w_per_group. y may be x. */
+ * otherwise). w, b: NULL or [width], or [n_groups][width] when w_per_group. y may be x.
+ * sum given: x + plus_scale * plus comes first, as op_add does it, goes there (x_stride; may be x) and is what is normed
+ * (n_groups 1). */
 struct op_norm {
     enum op_norm_kind kind;
     uint32_t n_rows, n_groups, width;
@@ -135,6 +137,10 @@ struct op_norm {
     uint32_t x_stride;
     const float *w, *b;
     bool w_per_group;
+    float *sum; /* or NULL */
+    const float *plus;
+    uint32_t plus_stride;
+    float plus_scale;
     float eps;
     float *y;
     uint32_t y_stride;

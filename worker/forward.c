@@ -241,6 +241,9 @@ static int add_gemma4_experts(struct pass *p, const struct model_layer *l)
 /* gemma4's per-layer input and output scale, at the end of a layer. */
 static int end_gemma4_layer(struct pass *p, uint32_t i, const struct model_layer *l)
 {
+    if (layer_settle(p) < 0) {
+        return -1;
+    }
     struct forward *f = p->f;
     const struct model *m = p->m;
     uint32_t q = m->per_layer_dim;
@@ -297,6 +300,8 @@ static int run_layer(struct pass *p, uint32_t i)
                 return -1;
             }
             in = f->h;
+        } else if (layer_settle(p) < 0) {
+            return -1;
         }
         if (layer_mix(p, i, in, f->t) < 0) {
             return -1;
@@ -310,9 +315,7 @@ static int run_layer(struct pass *p, uint32_t i)
             layer_norm_to(p, &l->post_attn_norm, f->t, f->t) < 0) {
             return -1;
         }
-        if (layer_add(p, f->x, f->t, r) < 0) {
-            return -1;
-        }
+        layer_owe(p, r);
     }
     if (block == ARCH_ENC && layer_norm_to(p, &l->post_attn_norm, f->x, f->x) < 0) {
         return -1;
@@ -323,6 +326,8 @@ static int run_layer(struct pass *p, uint32_t i)
             return -1;
         }
         in = f->h;
+    } else if (layer_settle(p) < 0) {
+        return -1;
     }
     if (l->has_ffn || l->has_moe) {
         if (l->has_ffn ? layer_ffn(p, l, in, f->t) < 0 : layer_moe(p, l, in, in, f->t) < 0) {
@@ -335,9 +340,7 @@ static int run_layer(struct pass *p, uint32_t i)
             layer_norm_to(p, &l->post_ffn_norm, f->t, f->t) < 0) {
             return -1;
         }
-        if (layer_add(p, f->x, f->t, r) < 0) {
-            return -1;
-        }
+        layer_owe(p, r);
     }
     if (block == ARCH_ENC) {
         return layer_norm_to(p, &l->post_ffn_norm, f->x, f->x);
@@ -520,6 +523,7 @@ static int run(struct pass *p, float *logits, float *embeddings)
     assert(p->kv->mirror || !p->ops->mirror); /* kvcache_place */
     if (!f->paused) {
         f->next_layer = 0;
+        f->owed = false;
         if (wait_for(p, f->m->embed_data_end) < 0 || admit(p) < 0 || begin_step(p) < 0 ||
             make_rope_tables(p) < 0 || embed(p) < 0) {
             return -1;
@@ -541,6 +545,9 @@ static int run(struct pass *p, float *logits, float *embeddings)
         return -1;
     }
     f->all_ready = f->all_ready || outputs;
+    if (outputs && layer_settle(p) < 0) {
+        return -1;
+    }
     return ((logits || p->batch->sample) && put_logits(p, logits) < 0) ||
                    (embeddings && put_states(p, embeddings) < 0)
                ? -1

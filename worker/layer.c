@@ -8,7 +8,7 @@
 
 int layer_norm_to(struct pass *p, const struct model_norm *norm, const float *x, float *y)
 {
-    const struct op_norm op = {
+    struct op_norm op = {
         .kind = p->m->arch->norm,
         .n_rows = p->n,
         .n_groups = 1,
@@ -21,7 +21,30 @@ int layer_norm_to(struct pass *p, const struct model_norm *norm, const float *x,
         .y = y,
         .y_stride = p->m->dim,
     };
+    if (p->f->owed && x == p->f->x) {
+        op.sum = p->f->x;
+        op.plus = p->f->t;
+        op.plus_stride = p->m->dim;
+        op.plus_scale = p->f->owed_scale;
+        p->f->owed = false;
+    }
     return p->ops->norm(p->b, &op, p->err);
+}
+
+void layer_owe(struct pass *p, float scale)
+{
+    assert(!p->f->owed);
+    p->f->owed = true;
+    p->f->owed_scale = scale;
+}
+
+int layer_settle(struct pass *p)
+{
+    if (!p->f->owed) {
+        return 0;
+    }
+    p->f->owed = false;
+    return layer_add(p, p->f->x, p->f->t, p->f->owed_scale);
 }
 
 int layer_add(struct pass *p, float *x, const float *branch, float scale)

@@ -13,6 +13,8 @@ struct forward {
     bool all_ready;             /* every tensor has been waited for */
     bool paused;                /* a step stopped before next_layer, whose weights are not there */
     uint32_t next_layer;
+    bool owed; /* t, times owed_scale, to x: layer_owe */
+    float owed_scale;
 
     /* Activations in the backend's memory, each max_tokens rows unless said. */
     float *x;           /* dim: the residual stream */
@@ -68,5 +70,9 @@ int layer_moe(struct pass *p, const struct model_layer *l, const float *x, const
 /* Small ops with the pass's row count: y = norm(x), y = a + scale b (a NULL b: copy), y = W x. */
 int layer_norm_to(struct pass *p, const struct model_norm *norm, const float *x, float *y);
 int layer_add(struct pass *p, float *x, const float *branch, float scale);
+/* f->x += scale f->t, with the norm that reads f->x next, or by layer_settle before any other reader. Until then
+ * neither may be written. */
+void layer_owe(struct pass *p, float scale);
+int layer_settle(struct pass *p);
 int layer_matmul(struct pass *p, const struct op_matmul *op); /* with what an adapter adds */
 int layer_linear_to(struct pass *p, const struct model_linear *w, const float *x, float *y);

@@ -46,6 +46,59 @@ static void norms_agree(void **state)
     free(b);
 }
 
+/* A residual sum inside the norm: what add and norm give, on both backends. */
+static void a_norm_takes_the_sum_before_it_along(void **state)
+{
+    struct twins *t = *state;
+    enum { WIDTH = 96 };
+    float *start = twins_floats(ROWS * STRIDE, 3, 1), *branch = twins_floats(ROWS * STRIDE, 3, 5);
+    float *w = twins_floats(STRIDE, 1, 2);
+    static float x[2][ROWS * STRIDE], y[2][ROWS * STRIDE];
+    struct err err;
+    for (int form = 0; form < 4; form++) {
+        struct backend *b = form % 2 ? t->cuda : t->cpu;
+        for (int fused = 0; fused < 2; fused++) {
+            memcpy(x[fused], start, sizeof x[fused]);
+            memset(y[fused], 0, sizeof y[fused]);
+            struct op_norm norm = { .kind = form < 2 ? OP_NORM_RMS : OP_NORM_LAYER,
+                                    .n_rows = ROWS,
+                                    .n_groups = 1,
+                                    .width = WIDTH,
+                                    .x = x[fused],
+                                    .x_stride = STRIDE,
+                                    .w = w,
+                                    .eps = 1e-5f,
+                                    .y = y[fused],
+                                    .y_stride = STRIDE };
+            const struct op_add add = { .n_rows = ROWS,
+                                        .width = WIDTH,
+                                        .a = x[fused],
+                                        .a_stride = STRIDE,
+                                        .b = branch,
+                                        .b_stride = STRIDE,
+                                        .b_rows = ROWS,
+                                        .b_scale = 0.3f,
+                                        .y_scale = 1,
+                                        .y = x[fused],
+                                        .y_stride = STRIDE };
+            if (fused) {
+                norm.sum = x[fused];
+                norm.plus = branch;
+                norm.plus_stride = STRIDE;
+                norm.plus_scale = 0.3f;
+            } else {
+                assert_ok(b->ops->add(b, &add, &err), err);
+            }
+            assert_ok(b->ops->norm(b, &norm, &err), err);
+        }
+        assert_memory_equal(x[0], x[1], sizeof x[0]);
+        assert_memory_equal(y[0], y[1], sizeof y[0]);
+    }
+    free(start);
+    free(branch);
+    free(w);
+}
+
 static void turns_agree(void **state)
 {
     struct twins *t = *state;
@@ -247,9 +300,9 @@ static void delta_nets_agree(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(norms_agree),      cmocka_unit_test(turns_agree),
-        cmocka_unit_test(rows_agree),       cmocka_unit_test(routes_agree),
-        cmocka_unit_test(delta_nets_agree),
+        cmocka_unit_test(norms_agree),  cmocka_unit_test(a_norm_takes_the_sum_before_it_along),
+        cmocka_unit_test(turns_agree),  cmocka_unit_test(rows_agree),
+        cmocka_unit_test(routes_agree), cmocka_unit_test(delta_nets_agree),
     };
     return cmocka_run_group_tests(tests, twins_open, twins_close);
 }

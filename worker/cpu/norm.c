@@ -13,10 +13,17 @@ static void norm_rows(void *arg, uint32_t begin, uint32_t end, uint32_t part)
     const struct op_norm *op = job->op;
     (void)part;
     for (uint32_t i = begin; i < end; i++) {
+        const float *x = op->x + (size_t)i * op->x_stride;
+        if (op->sum) {
+            float *sum = op->sum + (size_t)i * op->x_stride;
+            job->rows->add(x, op->plus + (size_t)i * op->plus_stride, op->plus_scale, 1.0f, 0.0f,
+                           sum, op->width);
+            x = sum;
+        }
         for (uint32_t g = 0; g < op->n_groups; g++) {
             size_t at = (size_t)g * op->width, own = op->w_per_group ? at : 0;
-            job->rows->norm(op->kind, op->x + (size_t)i * op->x_stride + at,
-                            op->w ? op->w + own : NULL, op->b ? op->b + own : NULL, op->eps,
+            job->rows->norm(op->kind, x + at, op->w ? op->w + own : NULL,
+                            op->b ? op->b + own : NULL, op->eps,
                             op->y + (size_t)i * op->y_stride + at, op->width);
         }
     }

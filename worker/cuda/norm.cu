@@ -1,5 +1,6 @@
 /* RMS and layer norms: a block for each vector. Sums in double as on the CPU, in the tree of reduce.cuh; reads x twice, the
- * second time from cache. A whole row's result is left quantised too: products mostly come next. */
+ * second time from cache. A whole row's result is left quantised too: products mostly come next. A residual sum that comes
+ * before is a part of it: a thread reads back what it wrote itself. */
 #include "worker/cuda/quantise.cuh"
 
 #define THREADS 128
@@ -11,6 +12,14 @@ static __global__ void norm_kernel(struct op_norm op, struct quantise_to to)
     uint64_t at = (uint64_t)blockIdx.y * op.width, own = op.w_per_group ? at : 0;
     const float *x = op.x + (uint64_t)blockIdx.x * op.x_stride + at;
     float *y = op.y + (uint64_t)blockIdx.x * op.y_stride + at;
+    if (op.sum) {
+        float *sum = op.sum + (uint64_t)blockIdx.x * op.x_stride;
+        const float *plus = op.plus + (uint64_t)blockIdx.x * op.plus_stride;
+        for (uint32_t j = threadIdx.x; j < op.width; j += THREADS) {
+            sum[j] = x[j] + op.plus_scale * plus[j];
+        }
+        x = sum;
+    }
     double mean = 0.0, squares = 0.0;
     if (op.kind == OP_NORM_LAYER) {
         for (uint32_t j = threadIdx.x; j < op.width; j += THREADS) {

@@ -29,6 +29,18 @@ struct json *fields_body(const struct exchange *x, struct problem *p)
     return body;
 }
 
+int fields_ids(const struct json *list, const char *name, int32_t *to, struct problem *p)
+{
+    for (size_t i = 0; i < json_len(list); i++) {
+        int64_t id = json_as_int(json_at(list, i));
+        if (json_kind(json_at(list, i)) != JSON_INT || id < 0 || id > INT32_MAX) {
+            return problem_set(p, 400, name, "invalid_value", "%s[%zu] is no token id", name, i);
+        }
+        to[i] = (int32_t)id;
+    }
+    return 0;
+}
+
 static int wrong(struct problem *p, const struct field *f, const char *wanted)
 {
     return problem_set(p, 400, f->name, "invalid_type", "'%s' must be %s", f->name, wanted);

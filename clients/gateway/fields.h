@@ -42,6 +42,9 @@ struct field {
 /* The exchange's body as a JSON object, owned; NULL with a problem. */
 struct json *fields_body(const struct exchange *x, struct problem *p);
 
+/* Token ids of an array into `to`, which has room for json_len of them. -1 with a problem that names the element. */
+int fields_ids(const struct json *list, const char *name, int32_t *to, struct problem *p);
+
 /* Fills `into` from the object. Null is as good as absent. */
 int fields_read(const struct field *table, const struct json *object, void *into,
                 struct exchange *x, struct problem *p);

@@ -100,13 +100,10 @@ static int read_ids(struct openai_request *r, const struct json *list, size_t *a
     if (n == 0) {
         return problem_set(p, 400, "prompt", "invalid_value", "'prompt' is empty");
     }
-    for (size_t i = 0; i < n; i++) {
-        int64_t id = json_as_int(json_at(list, i));
-        if (json_kind(json_at(list, i)) != JSON_INT || id < 0 || id > INT32_MAX) {
-            return problem_set(p, 400, "prompt", "invalid_value", "prompt[%zu] is no token id", i);
-        }
-        r->ids[(*at)++] = (int32_t)id;
+    if (fields_ids(list, "prompt", r->ids + *at, p) < 0) {
+        return -1;
     }
+    *at += n;
     return 0;
 }
 

@@ -91,17 +91,9 @@ static int read_banned_tokens(struct openai_request *r, const struct json *list,
                            "'banned_tokens' is an array of at most %d token ids",
                            LIMIT_LOGIT_BIASES);
     }
-    for (size_t i = 0; i < n; i++) {
-        int64_t id = json_as_int(json_at(list, i));
-        if (json_kind(json_at(list, i)) != JSON_INT || id < 0 || id > INT32_MAX) {
-            return problem_set(p, 400, "banned_tokens", "invalid_value",
-                               "banned_tokens[%zu] is no token id", i);
-        }
-        r->banned_tokens[i] = (int32_t)id;
-    }
     r->generation.ask.sampling.banned_tokens = r->banned_tokens;
     r->generation.ask.sampling.n_banned_tokens = n;
-    return 0;
+    return fields_ids(list, "banned_tokens", r->banned_tokens, p);
 }
 
 /* The samplers' order: "a;b;c", or an array of names. */

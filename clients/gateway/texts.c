@@ -122,18 +122,13 @@ static struct json *detokenize(struct hearth *h, const struct raw *raw, struct p
         return NULL;
     }
     int32_t *ids = malloc(n * sizeof *ids + 1);
-    for (size_t i = 0; ids && i < n; i++) {
-        int64_t id = json_as_int(json_at(raw->tokens, i));
-        if (json_kind(json_at(raw->tokens, i)) != JSON_INT || id < 0 || id > INT32_MAX) {
-            problem_set(p, 400, "tokens", "invalid_value", "tokens[%zu] is no token id", i);
-            free(ids);
-            return NULL;
-        }
-        ids[i] = (int32_t)id;
+    if (!ids) {
+        problem_set(p, 500, NULL, NULL, "no memory for %zu ids", n);
+        return NULL;
     }
     ask.input = ids;
-    ask.input_len = ids ? n * sizeof *ids : 0;
-    char *text = ask_text(h, &ask, &len, p);
+    ask.input_len = n * sizeof *ids;
+    char *text = fields_ids(raw->tokens, "tokens", ids, p) == 0 ? ask_text(h, &ask, &len, p) : NULL;
     free(ids);
     if (!text) {
         return NULL;

@@ -22,8 +22,8 @@ int main(int argc, char **argv)
         if (hearth_cancel_id(v.h, argv[i], &error) < 0) {
             fprintf(stderr, "hearth cancel: %s\n", error.text);
             code = error.exit_code;
-        } else if (v.json) {
-            printf("{\"id\":\"%s\",\"cancelled\":true}\n", argv[i]);
+        } else {
+            verb_say_done(&v, "id", argv[i], "cancelled");
         }
     }
     return verb_close(&v, code);

@@ -34,8 +34,8 @@ int main(int argc, char **argv)
         if (got != HEARTH_TOKEN) {
             fprintf(stderr, "hearth load: %s\n", error.text);
             code = error.exit_code;
-        } else if (v.json) {
-            printf("{\"model\":\"%s\",\"loaded\":true}\n", argv[i]);
+        } else {
+            verb_say_done(&v, "model", argv[i], "loaded");
         }
     }
     return verb_close(&v, code);

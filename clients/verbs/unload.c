@@ -24,8 +24,8 @@ int main(int argc, char **argv)
         if (hearth_unload(v.h, argv[i], &error) < 0) {
             fprintf(stderr, "hearth unload: %s\n", error.text);
             code = error.exit_code;
-        } else if (v.json) {
-            printf("{\"model\":\"%s\",\"unloaded\":true}\n", argv[i]);
+        } else {
+            verb_say_done(&v, "model", argv[i], "unloaded");
         }
     }
     return verb_close(&v, code);

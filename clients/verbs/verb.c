@@ -7,12 +7,24 @@
 #include <unistd.h>
 
 #include "clients/whole.h"
+#include "proto/json.h"
 #include "proto/limits.h"
 
 void verb_fail(struct verb *v, const struct hearth_error *error)
 {
     fprintf(stderr, "hearth %s: %s\n", v->program->verb, error->text);
     exit(verb_close(v, error->exit_code));
+}
+
+void verb_say_done(const struct verb *v, const char *what, const char *name, const char *done)
+{
+    if (v->json) {
+        struct json *o = json_new_object();
+        json_set(o, what, json_new_str(name, strlen(name)));
+        json_set(o, done, json_new_bool(true));
+        puts(json_text(o, NULL));
+        json_destroy(&o);
+    }
 }
 
 int verb_close(struct verb *v, int exit_code)

@@ -30,6 +30,9 @@ void verb_open(struct verb *v);
 /* Prints "hearth VERB: text" and exits with the error's code. */
 _Noreturn void verb_fail(struct verb *v, const struct hearth_error *error);
 
+/* With --json: {"WHAT": NAME, "DONE": true} on a line, NAME as it may be. */
+void verb_say_done(const struct verb *v, const char *what, const char *name, const char *done);
+
 /* Closes and returns the exit code. */
 int verb_close(struct verb *v, int exit_code);
 

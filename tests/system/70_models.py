@@ -33,6 +33,16 @@ def loaded_and_unloaded():
     shutil.rmtree(models)
 
 
+def any_name_is_json():
+    name = 'a "quoted" \\ name'
+    models = directory(**{name: 1})
+    with House(models=models) as house:
+        assert lines(house.hearth("load", name, "--json").stdout) == [{"model": name, "loaded": True}]
+        assert set(states(house)) == {name}
+        assert lines(house.hearth("unload", name, "--json").stdout) == [{"model": name, "unloaded": True}]
+    shutil.rmtree(models)
+
+
 def the_default_is_the_only_resident_one():
     models = directory(one=1, two=1)
     with House(models=models) as house:
@@ -204,6 +214,6 @@ def a_changed_file_replaces_the_old_one_only_when_it_is_a_model():
     shutil.rmtree(models)
 
 
-main(a_changed_file_replaces_the_old_one_only_when_it_is_a_model, aliases_have_options_of_their_own, loaded_and_unloaded, the_default_is_the_only_resident_one, a_path_is_a_name,
+main(a_changed_file_replaces_the_old_one_only_when_it_is_a_model, aliases_have_options_of_their_own, loaded_and_unloaded, any_name_is_json, the_default_is_the_only_resident_one, a_path_is_a_name,
      a_missing_name_is_exit_4_with_near_ones, a_broken_file_is_exit_7_and_harms_nobody,
      an_unknown_architecture_is_refused_by_name, many_models_under_a_small_budget, unload_pauses_a_running_answer)

@@ -176,40 +176,6 @@ def who_leaves_is_cancelled(house):
         wait_for("its end", lambda: not live())
 
 
-def streams_survive_deaths(house):
-    jobs = [dict(LONG, seed=i, max_tokens=400) for i in range(4)]
-    wanted = [post(house, "/v1/completions", j)["choices"][0]["text"] for j in jobs]
-    got, begun = [None] * 4, threading.Barrier(5)
-
-    def client(i):
-        try:
-            c = connection(house)
-            c.request("POST", "/v1/completions", json.dumps(dict(jobs[i], stream=True)))
-            r, text, last = c.getresponse(), "", 0
-            for n, e in enumerate(events(r)):
-                last = e
-                text += e["choices"][0]["text"] if e else ""
-                if n == 3:
-                    begun.wait(100)
-            got[i] = (text, last)
-        except Exception as e:
-            got[i] = repr(e)
-
-    threads = [threading.Thread(target=client, args=(i,)) for i in range(4)]
-    for t in threads:
-        t.start()
-    begun.wait(100)
-    house.kill("worker")
-    house.kill("broker")
-    for t in threads:
-        t.join(200)
-    assert got == [(w, None) for w in wanted], (got, wanted)
-    old = house.pids("http")
-    assert house.kill("http")
-    wait_for("another gateway", lambda: house.pids("http") and house.pids("http") != old and call(house, "GET", "/health")[0] == 200
-             if alive(house) else None)
-
-
 def loading_is_told(house):
     unloaded = stream(house, "/models/unload", {"model": "hearth-tiny"})
     assert unloaded[-1] is None and unloaded[-2]["status"]["value"] == "unloaded", unloaded
@@ -385,6 +351,6 @@ def a_taken_port_is_a_warning():
 with House("--http", "127.0.0.1:0") as one:
     main(*[partial_of(t, one) for t in (
         chat_whole_and_streamed, a_last_message_goes_on, tools_are_parsed, completions_whole_and_streamed, logprobs, embeddings, the_small_endpoints,
-        errors_have_names, who_leaves_is_cancelled, streams_survive_deaths, loading_is_told,
+        errors_have_names, who_leaves_is_cancelled, loading_is_told,
         health_tells_when_the_engine_is_stuck)])
 main(keys_are_asked_for, keys_have_quotas_of_their_own, keys_change_at_a_hangup, two_keys_are_two_flows, a_taken_port_is_a_warning)

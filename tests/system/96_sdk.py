@@ -5,7 +5,6 @@ import sdk_venv
 sdk_venv.enter()
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -16,9 +15,8 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
-import scripted
-from house import House, main, partial_of, wait_for
-from web import alive, port_of
+from house import main, partial_of, wait_for
+from web import alive, port_of, scripted_house, through_every_death
 
 ASK = [{"role": "user", "content": "What is hearth?"}]
 TOOL = {"type": "function", "function": {"name": "get_weather", "description": "The weather of a city.", "parameters": {
@@ -160,27 +158,15 @@ def streams_survive_every_death(house):
     jobs = [dict(model="hearth-tiny", prompt="Once upon a time", max_tokens=300, temperature=0.8, seed=i, extra_body={"ignore_eos": True})
             for i in range(8)]
     wanted = [client.completions.create(**j).choices[0].text for j in jobs]
-    got, begun = [None] * 8, threading.Barrier(9)
+    def one(i, begun):
+        text = ""
+        for n, chunk in enumerate(client_of(house).completions.create(stream=True, **jobs[i])):
+            text += chunk.choices[0].text
+            if n == 3:
+                begun()
+        return text
 
-    def work(i):
-        try:
-            text = ""
-            for n, chunk in enumerate(client_of(house).completions.create(stream=True, **jobs[i])):
-                text += chunk.choices[0].text
-                if n == 3:
-                    begun.wait(100)
-            got[i] = text
-        except Exception as e:
-            got[i] = repr(e)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for t in threads:
-        t.start()
-    begun.wait(100)
-    for role in ("worker", "broker", "loader"):
-        house.kill(role)
-    for t in threads:
-        t.join(200)
+    got = through_every_death(house, one, 8)
     assert got == wanted, (got, wanted)
 
 
@@ -235,14 +221,7 @@ def curl(house):
     assert json.loads(ask("-H", "Transfer-Encoding: chunked", url(house) + "/chat/completions", "-d", body))["choices"]
 
 
-base = House(start=False)
-directory = os.path.join(base.base, "models")
-os.mkdir(directory)
-scripted.write(os.path.join(directory, "scripted.gguf"), SCRIPTS, fim=["4", "2"])
-base.models.append(directory)
-base.options = ["--http", "127.0.0.1:0"]
-base.start()
-with base as one:
+with scripted_house(SCRIPTS, ["4", "2"]) as one:
     wait_for("the gateway", lambda: alive(one))
     main(*[partial_of(t, one) for t in (chat, the_streaming_helper, tools, completions, embeddings, models, cancel, time_out, errors,
                                         streams_survive_every_death, langchain_chat, langchain_embeddings, curl, retries)])

@@ -2,12 +2,9 @@
 sampler; and streams picked up again by their ids after the gateway was killed."""
 import http.client
 import json
-import os
-import threading
 
-import scripted
-from house import House, main, partial_of, wait_for
-from web import alive, call, connection, post, stream
+from house import main, partial_of, wait_for
+from web import alive, call, connection, post, scripted_house, stream, through_every_death
 
 CALL = ['<tool_call>\n', '{"name": "get_weather", "arg', 'uments": {"city": "Ro', 'me"}}', '\n</tool_call>']
 SCRIPTS = {
@@ -255,37 +252,18 @@ def eight_streams_survive_every_death(house):
     jobs = [{"model": "hearth-tiny", "prompt": "Once upon a time", "max_tokens": 300, "temperature": 0.8, "seed": i, "ignore_eos": True}
             for i in range(8)]
     wanted = [post(house, "/v1/completions", j)["choices"][0]["text"] for j in jobs]
-    got, begun = [None] * 8, threading.Barrier(9)
+    def one(i, begun):
+        c, r = opened(house, "/v1/completions", jobs[i])
+        head = numbered(r, 3)
+        begun()
+        values = [v for _, v in same(head + numbered(r))]
+        return "".join(v["choices"][0]["text"] for v in values if v), values[-1]
 
-    def client(i):
-        try:
-            c, r = opened(house, "/v1/completions", jobs[i])
-            head = numbered(r, 3)
-            begun.wait(100)
-            values = [v for _, v in same(head + numbered(r))]
-            got[i] = ("".join(v["choices"][0]["text"] for v in values if v), values[-1])
-        except Exception as e:
-            got[i] = repr(e)
-
-    threads = [threading.Thread(target=client, args=(i,)) for i in range(8)]
-    for t in threads:
-        t.start()
-    begun.wait(100)
-    for role in ("worker", "broker", "loader"):
-        house.kill(role)
-    for t in threads:
-        t.join(200)
+    got = through_every_death(house, one, 8)
     assert got == [(w, None) for w in wanted], (got, wanted)
 
 
-base = House(start=False)
-models = os.path.join(base.base, "models")
-os.mkdir(models)
-scripted.write(os.path.join(models, "scripted.gguf"), SCRIPTS, fim=[" =", " 1"])
-base.models.append(models)
-base.options = ["--http", "127.0.0.1:0"]
-base.start()
-with base as one:
+with scripted_house(SCRIPTS, [" =", " 1"]) as one:
     main(*[partial_of(t, one) for t in (
         one_kind_in_each_delta, a_call_is_answered, thoughts_apart, characters_stay_whole, several_answers, the_prompt_is_read_once,
         the_middle_is_filled_in, what_is_banned_does_not_come, every_sampler, a_stream_goes_on_by_its_id, a_key_names_one_request,

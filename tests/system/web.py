@@ -1,9 +1,12 @@
 """What tests of the HTTP gateway share: requests by hand, without any client's library."""
 import http.client
 import json
+import os
 import re
+import threading
 
-from house import wait_for
+import scripted
+from house import House, wait_for
 
 CHAT = {"model": "hearth-tiny", "messages": [{"role": "user", "content": "What is hearth?"}], "temperature": 0, "max_tokens": 40}
 LONG = {"prompt": "Once upon a time", "max_tokens": 1500, "temperature": 0.8, "seed": 5, "ignore_eos": True}
@@ -61,3 +64,35 @@ def alive(house):
         return call(house, "GET", "/health")[0] == 200
     except OSError:
         return False
+
+
+def scripted_house(scripts, fim):
+    """With a gateway, and two models: hearth-tiny and `scripted`."""
+    house = House("--http", "127.0.0.1:0", start=False)
+    directory = os.path.join(house.base, "models")
+    os.mkdir(directory)
+    scripted.write(os.path.join(directory, "scripted.gguf"), scripts, fim=fim)
+    house.models.append(directory)
+    house.start()
+    return house
+
+
+def through_every_death(house, stream, n):
+    """stream(i, begun) reads the i-th answer and calls begun() in its midst; then worker, broker and loader are killed. The answers."""
+    got, barrier = [None] * n, threading.Barrier(n + 1)
+
+    def work(i):
+        try:
+            got[i] = stream(i, lambda: barrier.wait(100))
+        except Exception as e:
+            got[i] = repr(e)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(n)]
+    for t in threads:
+        t.start()
+    barrier.wait(100)
+    for role in ("worker", "broker", "loader"):
+        house.kill(role)
+    for t in threads:
+        t.join(200)
+    return got

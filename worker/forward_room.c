@@ -1,4 +1,5 @@
 /* The work space of a forward pass: every array as wide as the widest layer wants it, allocated once when a model is bound. */
+#include <math.h>
 #include <stdlib.h>
 
 #include "worker/forward.h"
@@ -122,14 +123,18 @@ static int alloc_host(struct forward *f, const struct widths *w, struct err *err
     f->zeros = calloc(n, sizeof *f->zeros);
     f->ids = calloc(n, sizeof *f->ids);
     f->temperature = calloc(n, sizeof *f->temperature);
+    f->out_scales = calloc(f->m->n_layers, sizeof *f->out_scales);
     f->state_from = calloc(n, sizeof *f->state_from);
     f->state = calloc(n, sizeof *f->state);
     f->head_token = calloc(pairs + 1, sizeof *f->head_token);
     int32_t *heads = calloc(pairs + 1, sizeof *heads);
-    if (!f->rows || !f->out_rows || !f->zeros || !f->ids || !f->temperature || !f->state_from ||
-        !f->state || !f->head_token || !heads) {
+    if (!f->rows || !f->out_rows || !f->zeros || !f->ids || !f->temperature || !f->out_scales ||
+        !f->state_from || !f->state || !f->head_token || !heads) {
         free(heads);
         return err_set(err, ERR_NO_MEMORY, "forward pass of %zu tokens", n);
+    }
+    for (uint32_t i = 0; i < f->m->n_layers; i++) {
+        f->out_scales[i] = NAN;
     }
     for (size_t r = 0; r < pairs; r++) {
         f->head_token[r] = (uint32_t)(r / w->heads);
@@ -211,6 +216,7 @@ void forward_destroy(struct forward **forward)
     free(f->zeros);
     free(f->ids);
     free(f->temperature);
+    free(f->out_scales);
     free(f->state_from);
     free(f->state);
     free(f->head_token);

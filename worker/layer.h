@@ -43,6 +43,7 @@ struct forward {
     uint32_t *out_rows;
     int32_t *zeros, *ids;
     float *temperature;
+    float *out_scales; /* [n_layers]: gemma4's, NaN until it was read */
     const float **state_from;
     float **state;
 };

@@ -1,5 +1,6 @@
 /* The engine in this process, timed: the figure that the service's overhead is judged against. Tokens are a fixed
- * pattern, nothing is sampled: what is timed is forward_step. One thread drives. */
+ * pattern, nothing is sampled: what is timed is forward_step. A device that chooses tokens itself generates as it does in the
+ * service: drawn there, fed there, a step ahead (forward_leave). One thread drives. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -34,6 +35,8 @@ struct bench {
     int64_t *positions;
     uint8_t *flags;
     uint32_t *slots; /* [n_parallel] */
+    struct op_pick picks[OP_PICK_ROWS_MAX];
+    struct op_picked picked[2][OP_PICK_ROWS_MAX];
 };
 
 static double now(void)
@@ -216,8 +219,34 @@ static int fill_depth(struct bench *b, uint32_t i, struct err *err)
     return 0;
 }
 
-/* One token of every sequence. */
-static int decode(struct bench *b, struct err *err)
+/* The n-th token of every sequence, while the one before is still computed. */
+static int decode_ahead(struct bench *b, uint32_t n, struct err *err)
+{
+    const struct forward_sample sample = { .picks = b->picks, .picked = b->picked[n % 2] };
+    const struct forward_batch batch = { .n_tokens = b->q->n_parallel,
+                                         .tokens = b->tokens,
+                                         .seqs = b->seqs,
+                                         .positions = b->positions,
+                                         .flags = b->flags,
+                                         .sample = &sample };
+    for (uint32_t i = 0; i < b->q->n_parallel; i++) {
+        uint64_t draw = (b->positions[i] * 1024ull + i) * 0x9e3779b97f4a7c15ull;
+        b->picks[i] = (struct op_pick){
+            .slot = i, .n_ids = b->model->vocab_size, .scale = 1, .repeat = 1, .draw = draw
+        };
+        b->flags[i] = FORWARD_SAMPLE;
+        b->tokens[i] = n > 0 ? FORWARD_FED(i) : b->tokens[i];
+    }
+    return forward_leave(b->forward, &b->kv, &batch, err);
+}
+
+static bool runs_ahead(const struct bench *b)
+{
+    return b->backend->ops->leave && b->q->n_parallel <= OP_PICK_ROWS_MAX;
+}
+
+/* One token of every sequence, the n-th. */
+static int decode(struct bench *b, uint32_t n, struct err *err)
 {
     for (uint32_t i = 0; i < b->q->n_parallel; i++) {
         b->positions[i] = kvcache_pos(&b->kv, b->slots[i]);
@@ -225,7 +254,7 @@ static int decode(struct bench *b, struct err *err)
         b->seqs[i] = b->slots[i];
         b->flags[i] = FORWARD_LOGITS;
     }
-    return step(b, b->q->n_parallel, true, err);
+    return runs_ahead(b) ? decode_ahead(b, n, err) : step(b, b->q->n_parallel, true, err);
 }
 
 /* Seconds of: all prompts, one prompt, all generated tokens. */
@@ -248,9 +277,12 @@ static int measure(struct bench *b, double *all, double *first, double *gen, str
     }
     double start = now();
     for (uint32_t i = 0; i < q->n_gen; i++) {
-        if (decode(b, err) < 0) {
+        if (decode(b, i, err) < 0) {
             return -1;
         }
+    }
+    if (runs_ahead(b) && b->backend->ops->finish(b->backend, err) < 0) {
+        return -1;
     }
     *gen = now() - start;
     for (uint32_t i = 0; i < q->n_parallel; i++) {

@@ -27,6 +27,8 @@ void config_init(struct config *c)
         .min_residency_s = 10,
         .swap_wait_max_s = 30,
         .http = "127.0.0.1:4327",
+        .http_fields = "strict",
+        .http_reasoning = "reasoning_content",
     };
 }
 
@@ -111,12 +113,19 @@ static int take_kv(char k[CONFIG_WORD_BYTES], char v[CONFIG_WORD_BYTES], const c
     return 0;
 }
 
-static int take_source(struct config *c, const char *value, struct err *err)
+/* One of these words, "a, b, c". */
+static int take_word(char word[CONFIG_WORD_BYTES], const char *value, const char *words,
+                     struct err *err)
 {
-    if (strcmp(value, "uring") != 0 && strcmp(value, "pread") != 0 && strcmp(value, "mmap") != 0) {
-        return err_set(err, ERR_USAGE, "%s is none of uring, pread, mmap", value);
+    size_t len = strlen(value);
+    const char *at = len ? strstr(words, value) : NULL;
+    while (at && ((at > words && at[-1] != ' ') || (at[len] && at[len] != ','))) {
+        at = strstr(at + 1, value);
     }
-    return take_text(c->source, sizeof c->source, value, err);
+    if (!at || strpbrk(value, " ,")) {
+        return err_set(err, ERR_USAGE, "%s is none of %s", value, words);
+    }
+    return take_text(word, CONFIG_WORD_BYTES, value, err);
 }
 
 /* A leading ~/ is what people write in a configuration; nothing else expands. */
@@ -196,7 +205,7 @@ static int set_key(struct config *c, const char *key, const char *value, bool *k
         return config_size(value, &c->vram_budget, err);
     }
     if (strcmp(key, "source") == 0) {
-        return take_source(c, value, err);
+        return take_word(c->source, value, "uring, pread, mmap", err);
     }
     if (strcmp(key, "default_model") == 0) {
         return take_text(c->default_model, sizeof c->default_model, value, err);
@@ -238,6 +247,12 @@ static int set_key(struct config *c, const char *key, const char *value, bool *k
     }
     if (strcmp(key, "http") == 0) {
         return take_text(c->http, sizeof c->http, value, err);
+    }
+    if (strcmp(key, "http_fields") == 0) {
+        return take_word(c->http_fields, value, "strict, lenient", err);
+    }
+    if (strcmp(key, "http_reasoning") == 0) {
+        return take_word(c->http_reasoning, value, "reasoning_content, reasoning, both", err);
     }
     if (strcmp(key, "http_key") == 0) {
         struct http_key ignored; /* the gateway reads it again */

@@ -95,6 +95,7 @@ struct config {
     uint32_t min_residency_s;          /* a model that was wanted stays at least so long */
     uint32_t swap_wait_max_s;          /* who waits longer gets the room of a model at work */
     char http[CONFIG_WORD_BYTES];
+    char http_fields[CONFIG_WORD_BYTES], http_reasoning[CONFIG_WORD_BYTES];
     char http_keys[HTTP_KEYS_MAX][HTTP_KEY_LINE_BYTES]; /* the gateway's, as their lines are */
     uint32_t n_http_keys;
     struct config_limits limits; /* of everybody without a section */

@@ -29,18 +29,31 @@ static void add_arg(struct channel_msg *msg, const char *arg)
     }
 }
 
-static_assert(sizeof "--listen" + CONFIG_WORD_BYTES +
-                      HTTP_KEYS_MAX * (sizeof "--key" + HTTP_KEY_LINE_BYTES) <=
+static_assert(sizeof "--listen" + sizeof "--fields" + sizeof "--reasoning" + 2 * 20 +
+                      CONFIG_WORD_BYTES + HTTP_KEYS_MAX * (sizeof "--key" + HTTP_KEY_LINE_BYTES) <=
                   LIMIT_ARGV_BYTES,
               "as many keys as there may be, with all that a line may hold");
+
+/* What the configuration says now is what the next one is born with. */
+static void settle(struct broker *b)
+{
+    struct gateway *g = &b->gateway;
+    snprintf(g->address, sizeof g->address, "%s", b->config.http);
+    snprintf(g->fields, sizeof g->fields, "%s", b->config.http_fields);
+    snprintf(g->reasoning, sizeof g->reasoning, "%s", b->config.http_reasoning);
+}
 
 static void spawn(struct broker *b)
 {
     struct gateway *g = &b->gateway;
     struct channel_msg msg = { .op = CHANNEL_SPAWN, .role = HERITAGE_HTTP };
-    snprintf(g->address, sizeof g->address, "%s", b->config.http);
+    settle(b);
     add_arg(&msg, "--listen");
     add_arg(&msg, g->address);
+    add_arg(&msg, "--fields");
+    add_arg(&msg, g->fields);
+    add_arg(&msg, "--reasoning");
+    add_arg(&msg, g->reasoning);
     for (uint32_t i = 0; i < b->config.n_http_keys; i++) {
         add_arg(&msg, "--key");
         add_arg(&msg, b->config.http_keys[i]);
@@ -86,6 +99,7 @@ void gateway_adopt(struct broker *b, uint32_t child, int32_t pid, const char *ta
     g->born_ms = b->now_ms;
     g->listens = false; /* the keeper says its notes again */
     g->untold = true;   /* the configuration was read anew by us, not by the one that bore it */
+    settle(b);          /* all but the address is taken to be as it was */
     snprintf(g->address, sizeof g->address, "%s", strncmp(tag, "http ", 5) == 0 ? tag + 5 : "");
 }
 
@@ -146,11 +160,13 @@ static void tell_keys(struct broker *b)
 void gateway_act(struct broker *b)
 {
     struct gateway *g = &b->gateway;
-    bool other = strcmp(g->address, b->config.http) != 0;
+    bool other = strcmp(g->address, b->config.http) != 0 ||
+                 strcmp(g->fields, b->config.http_fields) != 0 ||
+                 strcmp(g->reasoning, b->config.http_reasoning) != 0;
     if (g->child && other) { /* the configuration was read again */
         struct channel_msg kill = { .op = CHANNEL_KILL, .child = g->child, .value = SIGTERM };
         keeper_line_ask(b->keeper, &kill, NULL, 0, KEEPER_NOTHING, 0, 0);
-        snprintf(g->address, sizeof g->address, "%s", b->config.http);
+        settle(b);
     } else if (g->child && g->untold) {
         tell_keys(b);
     } else if (!g->child && !g->spawning && !b->stopping && gateway_wanted(b)) {

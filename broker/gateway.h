@@ -21,6 +21,7 @@ struct gateway {
     bool failed;                     /* the last one could not listen */
     bool untold;                     /* it may have other keys than the configuration */
     char address[CONFIG_WORD_BYTES]; /* that it was born with */
+    char fields[CONFIG_WORD_BYTES], reasoning[CONFIG_WORD_BYTES];
     uint32_t births;
     uint64_t born_ms, next_ms, backoff_ms;
 };

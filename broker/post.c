@@ -45,7 +45,12 @@ void post_failed(struct broker *b, const struct post_to *to, const uint8_t *id,
         failed.has_queue_position = b->quota.position != 0;
         failed.queue_position = b->quota.position;
     }
-    b->quota.retry_ms = b->quota.position = 0;
+    if (err->code == ERR_NO_FIT && b->quota.n_ctx) {
+        failed.has_n_prompt = failed.has_n_ctx = true;
+        failed.n_prompt = b->quota.n_prompt;
+        failed.n_ctx = b->quota.n_ctx;
+    }
+    b->quota.retry_ms = b->quota.position = b->quota.n_prompt = b->quota.n_ctx = 0;
     post_say(b, to, HEARTH__ENVELOPE__BODY_FAILED, &failed, NULL, 0);
 }
 

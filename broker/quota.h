@@ -21,7 +21,8 @@ struct quota {
     uint64_t last_end_ms;
     uint32_t end_interval_ms; /* smoothed over the last dozen ends; 0: none yet */
     uint32_t retry_ms,
-        position; /* for the Failed that is about to be said; post_failed takes them */
+        position;             /* for the Failed that is about to be said; post_failed takes them */
+    uint32_t n_prompt, n_ctx; /* the same, of a request that is too long */
 };
 
 const struct config_limits *quota_limits(const struct broker *b, uid_t uid);

@@ -465,7 +465,8 @@ void submit_prompt_done(struct broker *b, struct request *r, int32_t *ids, uint3
 }
 
 /* The numbers of a request against those of its model. */
-static int check_numbers(struct request_draft *d, const struct model *m, struct err *err)
+static int check_numbers(struct broker *b, struct request_draft *d, const struct model *m,
+                         struct err *err)
 {
     const struct model_info *info = &m->info;
     uint32_t ctx = d->ctx_limit && d->ctx_limit < info->ctx ? d->ctx_limit : info->ctx;
@@ -478,6 +479,10 @@ static int check_numbers(struct request_draft *d, const struct model *m, struct 
                            "token %u of the prompt is %d; the vocabulary has %u", i, d->ids[i],
                            info->n_vocab);
         }
+    }
+    if (d->n_ids >= ctx || (d->has_n_max && (uint64_t)d->n_ids + d->params.n_max > ctx)) {
+        b->quota.n_prompt = d->n_ids;
+        b->quota.n_ctx = ctx;
     }
     if (d->n_ids >= ctx) {
         return err_set(err, ERR_NO_FIT, "the prompt has %u tokens, the context of %s is %u",
@@ -514,7 +519,7 @@ static int admit(struct broker *b, struct request *r, struct err *err)
         return err_set(err, ERR_UNSUPPORTED, "model %s gives embeddings; it does not generate text",
                        m->file.name);
     }
-    if (check_numbers(d, m, err) < 0) {
+    if (check_numbers(b, d, m, err) < 0) {
         return -1;
     }
     uint32_t piece = m->info.piece_bytes_max ? m->info.piece_bytes_max : LIMIT_PIECE_BYTES;

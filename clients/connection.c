@@ -356,6 +356,8 @@ Hearth__Envelope *connection_ask(struct hearth *h, Hearth__Envelope *e, const vo
                 connection_failed(err, got->failed);
                 h->retry_ms = got->failed->retry_after_ms;
                 h->position = got->failed->queue_position;
+                h->n_prompt = got->failed->n_prompt;
+                h->n_ctx = got->failed->n_ctx;
                 return NULL;
             }
             if (answer) {

@@ -57,7 +57,7 @@ struct hearth {
     uint64_t down_since_ms;
     uint64_t greeted_ms;
     int interrupt_fd;
-    uint32_t retry_ms, position; /* as the last Failed said; 0: it did not */
+    uint32_t retry_ms, position, n_prompt, n_ctx; /* as the last Failed said; 0: it did not */
     uint8_t pack[LIMIT_ENVELOPE_BYTES];
     struct message_arena arena;
 };

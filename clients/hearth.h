@@ -28,6 +28,8 @@ struct hearth_error {
     char text[512]; /* one line */
     unsigned retry_after_ms; /* "busy": when a place is likely to be free; 0: not known */
     unsigned queue_position; /* the place that the request would have had; 0: not known */
+    unsigned n_prompt,
+        n_ctx; /* "no_fit": tokens of a prompt that is too long, and of the context; 0: not that */
 };
 
 struct hearth;         /* a connection */

@@ -258,6 +258,10 @@ fail:
         error->retry_after_ms = h->retry_ms;
         error->queue_position = h->position;
     }
+    if (error && err.code == ERR_NO_FIT) {
+        error->n_prompt = h->n_prompt;
+        error->n_ctx = h->n_ctx;
+    }
     request_destroy(&r);
     return NULL;
 }

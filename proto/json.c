@@ -48,7 +48,10 @@ struct json *json_parse(const char *text, size_t len, struct err *err)
             return NULL;
         }
     } else {
-        err_set(err, ERR_BAD_INPUT, "JSON: %s at byte %zu", json_tokener_error_desc(status), end);
+        err_set(err, ERR_BAD_INPUT, "JSON: %s at byte %zu",
+                status == json_tokener_continue ? "the text ends too early"
+                                                : json_tokener_error_desc(status),
+                end);
         value = NULL;
     }
     json_tokener_free(tokener);

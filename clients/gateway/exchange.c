@@ -119,7 +119,12 @@ const char *exchange_rest(const struct exchange *x)
 
 const char *exchange_run(const struct exchange *x)
 {
-    return server_run_dir(x->server);
+    return server_options_of(x->server)->run;
+}
+
+const struct server_options *exchange_options(const struct exchange *x)
+{
+    return server_options_of(x->server);
 }
 
 const char *exchange_body(const struct exchange *x, size_t *len)

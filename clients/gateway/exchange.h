@@ -60,4 +60,4 @@ void exchange_leave(struct exchange *x);
 /* Tells the loop that there is something new; x->lock is held. */
 void server_ring(struct exchange *x);
 bool server_stopping(const struct server *s);
-const char *server_run_dir(const struct server *s);
+const struct server_options *server_options_of(const struct server *s);

@@ -117,6 +117,17 @@ static int read_one(const struct field *f, const struct json *value, char *into,
     }
 }
 
+/* One more name for the header, whose letters are a header's; a name of any others is the request's own affair. */
+static void name_ignored(char *ignored, size_t room, const char *key)
+{
+    size_t n = strlen(ignored);
+    bool clean = true;
+    for (const char *c = key; *c; c++) {
+        clean = clean && *c > ' ' && *c < 127 && *c != ',';
+    }
+    snprintf(ignored + n, room - n, "%s%s", n ? ", " : "", clean ? key : "?");
+}
+
 int fields_read(const struct field *table, const struct json *object, void *into,
                 struct exchange *x, struct problem *p)
 {
@@ -128,16 +139,19 @@ int fields_read(const struct field *table, const struct json *object, void *into
         while (f->kind != FIELD_END && strcmp(f->name, key) != 0) {
             f++;
         }
-        if (f->kind == FIELD_END) {
+        bool passed = f->kind == FIELD_IGNORED ||
+                      ((f->kind == FIELD_END || f->kind == FIELD_REFUSED) &&
+                       exchange_options(x)->lenient);
+        if (f->kind == FIELD_END && !passed) {
             return problem_set(p, 400, key, "unknown_parameter", "'%.60s' is not a known parameter",
                                key);
         }
         if (json_kind(value) == JSON_NULL) {
             continue;
         }
-        if (f->kind == FIELD_IGNORED) {
-            size_t n = strlen(ignored);
-            snprintf(ignored + n, sizeof ignored - n, "%s%s", n ? ", " : "", key);
+        if (passed) {
+            name_ignored(ignored, sizeof ignored, key);
+            continue;
         }
         if (read_one(f, value, into, p) < 0) {
             return -1;

@@ -74,7 +74,25 @@ static int print_new_key(void)
     return 0;
 }
 
-static int serve(const char *address, const struct option_list *keys, struct err *err)
+/* What requests are answered like: words of the options. */
+static int read_manners(struct server_options *o, const char *fields, const char *reasoning,
+                        struct err *err)
+{
+    bool both = strcmp(reasoning, "both") == 0;
+    o->lenient = strcmp(fields, "lenient") == 0;
+    o->reasoning_content = both || strcmp(reasoning, "reasoning_content") == 0;
+    o->reasoning = both || strcmp(reasoning, "reasoning") == 0;
+    if (!o->lenient && strcmp(fields, "strict") != 0) {
+        return err_set(err, ERR_USAGE, "--fields is strict or lenient, not %s", fields);
+    }
+    return o->reasoning_content || o->reasoning
+               ? 0
+               : err_set(err, ERR_USAGE,
+                         "--reasoning is reasoning_content, reasoning or both, not %s", reasoning);
+}
+
+static int serve(const char *address, const struct option_list *keys,
+                 struct server_options *options, struct err *err)
 {
     static struct heritage heritage;
     static struct guard guard;
@@ -93,13 +111,13 @@ static int serve(const char *address, const struct option_list *keys, struct err
     }
     log_info("listens at http://%s%s", listen.where, guard.n_keys ? ", with keys" : "");
     note(channel_fd, CHANNEL_NOTE_LOADED, (uint64_t)listen.port, "");
-    result = server_run(&(struct server_options){ .listen_fd = listen.fd,
-                                                  .channel_fd = channel_fd,
-                                                  .run = channel_fd >= 0 ? heritage.run : NULL,
-                                                  .routes = routes,
-                                                  .n_routes = sizeof routes / sizeof routes[0],
-                                                  .guard = &guard },
-                        err);
+    options->listen_fd = listen.fd;
+    options->channel_fd = channel_fd;
+    options->run = channel_fd >= 0 ? heritage.run : NULL;
+    options->routes = routes;
+    options->n_routes = sizeof routes / sizeof routes[0];
+    options->guard = &guard;
+    result = server_run(options, err);
     guard_clear(&guard);
     return result;
 }
@@ -107,13 +125,18 @@ static int serve(const char *address, const struct option_list *keys, struct err
 int main(int argc, char **argv)
 {
     static struct option_list keys;
-    const char *address = "127.0.0.1:4327";
+    const char *address = "127.0.0.1:4327", *fields = "strict", *reasoning = "reasoning_content";
+    struct server_options options = { 0 };
     bool new_key = false;
     int64_t stuck_s = METRICS_STUCK_S;
     struct err err = { 0 };
     const struct option table[] = {
         { "listen", 0, OPTION_STRING, &address, "HOST:PORT", "where to listen; port 0: any", NULL },
         { "key", 0, OPTION_STRINGS, &keys, "LINE", "a key that may ask, as http_key has it", NULL },
+        { "fields", 0, OPTION_STRING, &fields, "HOW",
+          "strict: unknown ones are refused; or lenient", NULL },
+        { "reasoning", 0, OPTION_STRING, &reasoning, "NAME",
+          "of thoughts: reasoning_content, reasoning or both", NULL },
         { "stuck", 0, OPTION_INT, &stuck_s, "SECONDS",
           "without a token /health calls the engine stuck", NULL },
         { "new-key", 0, OPTION_FLAG, &new_key, NULL,
@@ -137,7 +160,8 @@ int main(int argc, char **argv)
     sigaddset(&signals, SIGHUP);  /* the broker's affair */
     sigaddset(&signals, SIGPIPE); /* a broken line is an error of its call */
     sigprocmask(SIG_BLOCK, &signals, NULL);
-    if (serve(address, &keys, &err) < 0) {
+    if (read_manners(&options, fields, reasoning, &err) < 0 ||
+        serve(address, &keys, &options, &err) < 0) {
         log_warn("%s", err.text);
         return err_exit_code(err.code);
     }

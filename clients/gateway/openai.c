@@ -50,6 +50,18 @@ static struct json *envelope(const struct writer *w, bool chunk)
     return o;
 }
 
+/* Thoughts, under the names that are configured. */
+static void set_reasoning(const struct writer *w, struct json *o, const char *text, size_t len)
+{
+    const struct server_options *options = exchange_options(w->sse.x);
+    if (options->reasoning_content) {
+        json_set(o, "reasoning_content", json_new_str(text, len));
+    }
+    if (options->reasoning) {
+        json_set(o, "reasoning", json_new_str(text, len));
+    }
+}
+
 static struct json *usage_of(const struct generate_end *end)
 {
     struct json *o = json_new_object(), *prompt = json_new_object(), *own = json_new_object();
@@ -206,7 +218,11 @@ static int on_text(void *context, size_t choice, enum generate_part part, const 
         return chunk(w, choice, json_new_str(text, len), NULL);
     }
     struct json *delta = json_new_object();
-    json_set(delta, thinks ? "reasoning_content" : "content", json_new_str(text, len));
+    if (thinks) {
+        set_reasoning(w, delta, text, len);
+    } else {
+        json_set(delta, "content", json_new_str(text, len));
+    }
     return chunk(w, choice, delta, NULL);
 }
 
@@ -283,20 +299,19 @@ static int end_stream(struct writer *w, const struct generate_end *end)
     return 0;
 }
 
-static struct json *message_of(struct written *w)
+static struct json *message_of(const struct writer *w, struct written *a)
 {
     struct json *message = json_new_object();
     json_set(message, "role", str("assistant"));
     json_set(message, "content",
-             w->calls && !w->content.len ? json_new_null()
-                                         : json_new_str(text_str(&w->content), w->content.len));
-    if (w->reasoning.len) {
-        json_set(message, "reasoning_content",
-                 json_new_str(text_str(&w->reasoning), w->reasoning.len));
+             a->calls && !a->content.len ? json_new_null()
+                                         : json_new_str(text_str(&a->content), a->content.len));
+    if (a->reasoning.len) {
+        set_reasoning(w, message, text_str(&a->reasoning), a->reasoning.len);
     }
-    if (w->calls) {
-        json_set(message, "tool_calls", w->calls);
-        w->calls = NULL;
+    if (a->calls) {
+        json_set(message, "tool_calls", a->calls);
+        a->calls = NULL;
     }
     return message;
 }
@@ -307,7 +322,7 @@ static struct json *choice_of(struct writer *w, size_t index)
     struct json *choice = json_new_object();
     json_set(choice, "index", json_new_int((int64_t)index));
     if (w->request->chat) {
-        json_set(choice, "message", message_of(a));
+        json_set(choice, "message", message_of(w, a));
     } else {
         json_set(choice, "text", json_new_str(text_str(&a->content), a->content.len));
     }

@@ -67,6 +67,7 @@ static const struct field chat_fields[] = {
     { "parallel_tool_calls", FIELD_BOOL, AT(parallel_tool_calls), 0, 0, NULL },
     { "response_format", FIELD_ANY, AT(response_format), 0, 0, NULL },
     { "reasoning_effort", FIELD_STRING, AT(reasoning_effort), 0, 0, NULL },
+    { "reasoning", FIELD_ANY, AT(reasoning), 0, 0, NULL },
     { "chat_template_kwargs", FIELD_ANY, AT(template_kwargs), 0, 0, NULL },
     { "add_generation_prompt", FIELD_BOOL, AT(add_generation_prompt), 0, 0, NULL },
     { "continue_final_message", FIELD_BOOL, AT(continue_final_message), 0, 0, NULL },

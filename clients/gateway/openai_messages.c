@@ -121,6 +121,22 @@ static bool says(const struct json *value, const char *word)
     return json_kind(value) == JSON_STRING && strcmp(json_as_str(value, NULL), word) == 0;
 }
 
+/* Whether the model goes on with the last message: as asked for, else when it is an answer that was begun. */
+static bool goes_on(const struct json *body)
+{
+    const struct json *messages = json_find(body, "messages"),
+                      *last = json_at(messages, json_len(messages) - 1),
+                      *prompt = json_find(body, "add_generation_prompt"),
+                      *asked = json_find(body, "continue_final_message");
+    if (json_kind(prompt) == JSON_BOOL) {
+        return !json_as_bool(prompt);
+    }
+    return json_kind(asked) == JSON_BOOL
+               ? json_as_bool(asked)
+               : says(json_find(last, "role"), "assistant") &&
+                     json_kind(json_find(last, "tool_calls")) != JSON_ARRAY;
+}
+
 /* Members of chat_template_kwargs, but not those that are the conversation. */
 static void add_kwargs(struct json *context, const struct json *kwargs)
 {
@@ -137,9 +153,7 @@ struct json *openai_context(const struct json *body, struct problem *p)
 {
     const struct json *messages = json_find(body, "messages"), *tools = json_find(body, "tools"),
                       *effort = json_find(body, "reasoning_effort"),
-                      *kwargs = json_find(body, "chat_template_kwargs"),
-                      *prompt = json_find(body, "add_generation_prompt"),
-                      *goes_on = json_find(body, "continue_final_message");
+                      *kwargs = json_find(body, "chat_template_kwargs");
     if (json_kind(messages) != JSON_ARRAY || json_len(messages) == 0) {
         problem_set(p, 400, "messages", "invalid_value",
                     "'messages' is an array with at least one message");
@@ -164,12 +178,13 @@ struct json *openai_context(const struct json *body, struct problem *p)
     if (json_len(tools) && !says(json_find(body, "tool_choice"), "none")) {
         json_set(context, "tools", copy_of(tools));
     }
+    if (json_kind(effort) == JSON_NULL) {
+        effort = json_find(json_find(body, "reasoning"), "effort");
+    }
     if (json_kind(effort) == JSON_STRING) {
         json_set(context, "reasoning_effort", copy_of(effort));
     }
-    json_set(context, "add_generation_prompt",
-             json_new_bool(json_kind(prompt) == JSON_BOOL ? json_as_bool(prompt)
-                                                          : !json_as_bool(goes_on)));
+    json_set(context, "add_generation_prompt", json_new_bool(!goes_on(body)));
     return context;
 }
 
@@ -207,6 +222,9 @@ int openai_read_chat(struct openai_request *r, const struct raw *raw, struct pro
         !(json_len(raw->modalities) == 1 && says(json_at(raw->modalities, 0), "text"))) {
         return problem_set(p, 400, "modalities", "unsupported_parameter",
                            "'modalities' may only be [\"text\"]");
+    }
+    if (raw->reasoning && json_kind(raw->reasoning) != JSON_OBJECT) {
+        return problem_set(p, 400, "reasoning", "invalid_type", "'reasoning' is an object");
     }
     if (check_tools(raw, p) < 0) {
         return -1;

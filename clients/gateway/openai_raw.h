@@ -9,7 +9,7 @@ struct raw {
     const char *model, *reasoning_effort;
     const struct json *messages, *prompt, *stop, *tools, *tool_choice, *response_format,
         *stream_options, *logit_bias, *template_kwargs, *logprobs, *modalities, *samplers,
-        *dry_sequence_breakers, *banned_strings, *banned_tokens, *suffix;
+        *dry_sequence_breakers, *banned_strings, *banned_tokens, *suffix, *reasoning;
     bool stream, ignore_eos, parallel_tool_calls, add_generation_prompt, continue_final_message;
     struct field_number dynatemp_range, dynatemp_exponent, top_n_sigma, xtc_probability,
         xtc_threshold, dry_multiplier, dry_base, mirostat_tau, mirostat_eta, adaptive_target,

@@ -59,6 +59,8 @@ int problem_of_error(struct problem *p, const struct hearth_error *error)
     }
     problem_set(p, status, param, name, "%s", error->text);
     p->retry_s = (error->retry_after_ms + 999) / 1000;
+    p->n_prompt = error->n_prompt;
+    p->n_ctx = error->n_ctx;
     return -1;
 }
 
@@ -69,6 +71,10 @@ struct json *problem_json(const struct problem *p)
     json_set(o, "type", json_new_str(p->type, strlen(p->type)));
     json_set(o, "param", p->param[0] ? text_json(p->param, strlen(p->param)) : json_new_null());
     json_set(o, "code", p->code[0] ? json_new_str(p->code, strlen(p->code)) : json_new_null());
+    if (p->n_ctx) {
+        json_set(o, "n_prompt_tokens", json_new_int(p->n_prompt));
+        json_set(o, "n_ctx", json_new_int(p->n_ctx));
+    }
     json_set(outer, "error", o);
     return outer;
 }

@@ -14,8 +14,9 @@ struct problem {
     char code[48];  /* "model_not_found"; empty: null */
     char param[80]; /* empty: null */
     char text[600];
-    bool retry;       /* the same again may work ... */
-    unsigned retry_s; /* ... after so long; 0: a second */
+    bool retry;               /* the same again may work ... */
+    unsigned retry_s;         /* ... after so long; 0: a second */
+    unsigned n_prompt, n_ctx; /* of a prompt that is too long; 0: not that */
 };
 
 /* Fills it and returns -1. param and code may be NULL. */
@@ -25,7 +26,7 @@ int problem_set(struct problem *p, unsigned status, const char *param, const cha
 /* libhearth's error as one; returns -1. */
 int problem_of_error(struct problem *p, const struct hearth_error *error);
 
-/* {"error":{"message","type","param","code"}} */
+/* {"error":{"message","type","param","code"}}, and n_prompt_tokens and n_ctx of a prompt that is too long. */
 struct json *problem_json(const struct problem *p);
 
 /* The exchange's answer: with its status, or as the last event of a stream that has begun. */

@@ -27,9 +27,9 @@ bool server_stopping(const struct server *s)
     return atomic_load(&s->stopping);
 }
 
-const char *server_run_dir(const struct server *s)
+const struct server_options *server_options_of(const struct server *s)
 {
-    return s->options.run;
+    return &s->options;
 }
 
 /* ---- ringing ---- */

@@ -53,6 +53,8 @@ struct server_options {
     const struct route *routes;
     size_t n_routes;
     struct guard *guard; /* borrowed */
+    bool lenient;        /* fields that are not done are passed over, and named in a header */
+    bool reasoning_content, reasoning; /* the names under which thoughts come */
 };
 
 /* Serves until SIGTERM or the keeper's end. Returns 0, or -1 when it could not begin. */
@@ -65,6 +67,8 @@ const char *exchange_id(const struct exchange *x); /* as x-request-id has it */
 const char *exchange_wanted_id(const struct exchange *x);
 /* The request whose stream the client had up to event *n_events (Last-Event-ID); NULL: none. */
 const char *exchange_last_event(const struct exchange *x, uint64_t *n_events);
+/* How requests are read and answers written. */
+const struct server_options *exchange_options(const struct exchange *x);
 /* Whose fairness it counts for: its key's; NULL: no key was wanted. */
 const char *exchange_flow(const struct exchange *x);
 /* So many tokens more for it, of its key's quota. */

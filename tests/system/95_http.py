@@ -39,6 +39,8 @@ def chat_whole_and_streamed(house):
 def a_last_message_goes_on(house):
     begun = CHAT["messages"] + [{"role": "assistant", "content": "hearth is"}]
     whole, new = (post(house, "/v1/chat/completions", dict(CHAT, messages=begun, continue_final_message=goes_on)) for goes_on in (True, False))
+    unsaid, turn = (post(house, "/v1/chat/completions", dict(CHAT, messages=begun, **more)) for more in ({}, {"add_generation_prompt": True}))
+    assert unsaid["choices"] == whole["choices"] and turn["choices"] == new["choices"], (unsaid, turn)
     assert whole["usage"]["prompt_tokens"] < new["usage"]["prompt_tokens"] and whole["choices"][0]["message"]["content"], (whole, new)
 
 
@@ -135,7 +137,10 @@ def errors_have_names(house):
     chat = "/v1/chat/completions"
     refused(chat, dict(CHAT, model="hearth-tony"), 404, code="model_not_found", param="model")
     refused(chat, dict(CHAT, messages=[{"role": "user", "content": "word " * 5000}]), 400, code="context_length_exceeded")
+    too_long = post(house, chat, dict(CHAT, max_tokens=5000), 400)["error"]
+    assert too_long["n_ctx"] == 2048 and 5 < too_long["n_prompt_tokens"] < 30, too_long
     refused(chat, dict(CHAT, nonsense=1), 400, param="nonsense")
+    refused(chat, dict(CHAT, reasoning="low"), 400, param="reasoning")
     refused(chat, dict(CHAT, n=65), 400, param="n")
     refused(chat, dict(CHAT, temperature="hot"), 400, param="temperature")
     refused(chat, dict(CHAT, temperature=-1), 400, param="temperature")
@@ -301,6 +306,10 @@ def keys_change_at_a_hangup():
         assert not knows(new) and house.pids("http") == gateway
         hang_up()
         wait_for("no key at all", lambda: knows("any"))
+        with open(os.path.join(house.base, "hearth.conf"), "a") as f:
+            f.write("http_fields = lenient\n")
+        house.process.send_signal(signal.SIGHUP)
+        wait_for("a lenient gateway", lambda: alive(house) and call(house, "POST", "/v1/completions", {"prompt": "a", "max_tokens": 1, "foo": 1})[0] == 200)
 
 
 def two_keys_are_two_flows():

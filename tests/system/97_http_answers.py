@@ -2,6 +2,9 @@
 sampler; and streams picked up again by their ids after the gateway was killed."""
 import http.client
 import json
+import os
+import re
+import subprocess
 
 from house import main, partial_of, wait_for
 from web import alive, call, connection, post, scripted_house, stream, through_every_death
@@ -67,6 +70,35 @@ def thoughts_apart(house):
     assert 2 <= whole["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 4
     said = deltas(house, ask("think hard"))
     assert "".join(d["delta"].get("content", "") for d in said) == "Forty-two."
+
+
+def manners_are_settings(house):
+    """Another gateway of the same hearth: lenient, and with both names of thoughts."""
+    program = os.path.join(os.environ.get("HEARTH_BIN", ""), "hearth-http")
+    assert subprocess.run([program, "--fields", "loose"], env=house.env, capture_output=True).returncode == 2
+    with subprocess.Popen([program, "--listen", "127.0.0.1:0", "--fields", "lenient", "--reasoning", "both"], env=house.env,
+                          stderr=subprocess.PIPE, text=True) as own:
+        try:
+            port = int(re.search(r"listens at http://127\.0\.0\.1:(\d+)", own.stderr.readline()).group(1))
+            c = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
+
+            def say(body, status=200):
+                c.request("POST", "/v1/chat/completions", json.dumps(body))
+                r = c.getresponse()
+                answer = r.read()
+                assert r.status == status, answer
+                return r.getheader("x-hearth-ignored"), answer
+            ignored, answer = say(ask("think hard", foo=1, audio={"voice": "x"}, user="me", **{"r\u00e4tsel": 2}))
+            message = json.loads(answer)["choices"][0]["message"]
+            assert ignored == "foo, audio, user, ?" and message["reasoning"] == message["reasoning_content"] == "Let me see.", (ignored, message)
+            lines = say(ask("think hard", stream=True))[1].split(b"\n")
+            parts = [json.loads(d[6:])["choices"][0]["delta"] for d in lines if d.startswith(b"data: {")]
+            assert all(d.get("reasoning") == d.get("reasoning_content") for d in parts)
+            assert "".join(d.get("reasoning", "") for d in parts) == "Let me see."
+            say(ask("think hard", foo=1, temperature="hot"), 400)
+            say(ask("think hard", tool_choice="required"), 400)  # a known field means what it says
+        finally:
+            own.terminate()
 
 
 def characters_stay_whole(house):
@@ -265,6 +297,6 @@ def eight_streams_survive_every_death(house):
 
 with scripted_house(SCRIPTS, [" =", " 1"]) as one:
     main(*[partial_of(t, one) for t in (
-        one_kind_in_each_delta, a_call_is_answered, thoughts_apart, characters_stay_whole, several_answers, the_prompt_is_read_once,
+        one_kind_in_each_delta, a_call_is_answered, thoughts_apart, manners_are_settings, characters_stay_whole, several_answers, the_prompt_is_read_once,
         the_middle_is_filled_in, what_is_banned_does_not_come, every_sampler, a_stream_goes_on_by_its_id, a_key_names_one_request,
         eight_streams_survive_every_death)])

@@ -158,13 +158,17 @@ struct op_product {
  * exact: weights dequantised to f32, products summed in double or in f32 index order.
  * Otherwise: quantised weights meet x quantised to int8 per block (32, or 256 for K and IQ types), int32 sums
  * inside a block, block sums added in index order by fmaf; float weights meet f32 x, fmaf in index order
- * of a fixed number of interleaved partial sums that depends on k alone. */
+ * of a fixed number of interleaved partial sums that depends on k alone.
+ * act given: it follows, over the products' y as its g and u; products 0 and 1 are up and gate where there are both. What is
+ * not its result need not be written then. */
 #define OP_PRODUCTS_MAX 4
+struct op_act;
 struct op_matmul {
     const float *x;
     uint32_t x_stride, n_rows, k;
     uint32_t n_products;
     struct op_product products[OP_PRODUCTS_MAX];
+    const struct op_act *act; /* or NULL */
 };
 
 /* Rows with a matrix of their own: y_r = x[r / x_share] W[expert_r]^T (+ bias[expert_r]), then times

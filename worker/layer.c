@@ -105,13 +105,18 @@ static int add_low_rank(struct pass *p, const struct op_matmul *op, const struct
 
 int layer_matmul(struct pass *p, const struct op_matmul *op)
 {
-    int rc = p->ops->matmul(p->b, op, p->err);
+    struct op_matmul first = *op;
+    for (uint32_t i = 0; i < op->n_products; i++) {
+        first.act = op->products[i].w->low_rank ? NULL
+                                                : first.act; /* behind what an adapter adds */
+    }
+    int rc = p->ops->matmul(p->b, &first, p->err);
     for (uint32_t i = 0; rc == 0 && i < op->n_products; i++) {
         if (op->products[i].w->low_rank) {
             rc = add_low_rank(p, op, &op->products[i]);
         }
     }
-    return rc;
+    return rc == 0 && op->act && !first.act ? p->ops->act(p->b, op->act, p->err) : rc;
 }
 
 int layer_linear_to(struct pass *p, const struct model_linear *w, const float *x, float *y)
@@ -603,10 +608,8 @@ static int gated(struct pass *p, const struct model_linear *gate, const struct m
         act.g = f->u;
         act.u = NULL;
     }
-    if (layer_matmul(p, &op) < 0 || p->ops->act(p->b, &act, p->err) < 0) {
-        return -1;
-    }
-    return layer_linear_to(p, down, f->u, y);
+    op.act = &act;
+    return layer_matmul(p, &op) < 0 ? -1 : layer_linear_to(p, down, f->u, y);
 }
 
 int layer_ffn(struct pass *p, const struct model_layer *l, const float *x, float *y)

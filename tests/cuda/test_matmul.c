@@ -267,6 +267,70 @@ static void rows_left_quantised_are_not_believed_too_long(void **state)
     free(u);
 }
 
+/* Gate, up and activation as one op, then a product of what it left: the bits that each alone gives, which are the CPU's. */
+static void a_gated_product_is_its_parts(void **state)
+{
+    struct twins *t = *state;
+    enum { N = 17, WIDTH = 96, K_IN = 512 };
+    static const enum dtype some[] = { DTYPE_Q8_0, DTYPE_Q4_K, DTYPE_IQ3_S, DTYPE_Q6_K };
+    static const uint32_t columns[] = { 1, 8, 9, 16, N };
+    static const enum op_act_kind kinds[] = { OP_ACT_SILU, OP_ACT_GELU, OP_ACT_SWIGLU_CLAMP };
+    static float g[2][N * WIDTH], u[2][N * WIDTH], y[2][N * M];
+    float *x = twins_floats(N * K, 1, 3), *bias = twins_floats(WIDTH, 1, 4);
+    for (size_t i = 0; i < sizeof some / sizeof some[0] * 3; i++) {
+        struct pair gate, up, down;
+        struct err err;
+        make(t, some[i / 3], K_IN, WIDTH, 1, false, &gate);
+        make(t, some[i / 3], K_IN, WIDTH, 1, true, &up);
+        make(t, DTYPE_Q8_0, WIDTH, M, 1, false, &down);
+        for (size_t n = 0; n < sizeof columns / sizeof columns[0]; n++) {
+            memset(g, 0xff, sizeof g);
+            for (int cuda = 0; cuda < 2; cuda++) {
+                struct backend *b = cuda ? t->cuda : t->cpu;
+                const struct op_act act = { .kind = kinds[i % 3],
+                                            .n_rows = columns[n],
+                                            .width = WIDTH,
+                                            .g = g[cuda],
+                                            .u = u[cuda],
+                                            .g_stride = WIDTH,
+                                            .u_stride = WIDTH,
+                                            .g_width = WIDTH,
+                                            .y = u[cuda],
+                                            .y_stride = WIDTH };
+                const struct op_matmul both = {
+                    .x = x,
+                    .x_stride = K,
+                    .n_rows = columns[n],
+                    .k = K_IN,
+                    .n_products = 2,
+                    .products = { { cuda ? &up.cuda : &up.cpu, bias, u[cuda], WIDTH },
+                                  { cuda ? &gate.cuda : &gate.cpu, NULL, g[cuda], WIDTH } },
+                    .act = &act
+                };
+                const struct op_matmul then = {
+                    .x = u[cuda],
+                    .x_stride = WIDTH,
+                    .n_rows = columns[n],
+                    .k = WIDTH,
+                    .n_products = 1,
+                    .products = { { cuda ? &down.cuda : &down.cpu, NULL, y[cuda], M } },
+                };
+                assert_ok(b->ops->matmul(b, &both, &err), err);
+                assert_ok(b->ops->matmul(b, &then, &err), err);
+            }
+            assert_int_equal(columns[n] <= 16,
+                             isnan(g[1][0]) != 0); /* one launch: no gate is written */
+            assert_memory_equal(u[1], u[0], columns[n] * WIDTH * sizeof u[0][0]);
+            assert_memory_equal(y[1], y[0], columns[n] * M * sizeof y[0][0]);
+        }
+        drop(t, &gate);
+        drop(t, &up);
+        drop(t, &down);
+    }
+    free(x);
+    free(bias);
+}
+
 static void look_ups_agree_with_the_cpu(void **state)
 {
     struct twins *t = *state;
@@ -470,6 +534,7 @@ int main(void)
         cmocka_unit_test(a_prompt_takes_several_blocks_of_columns),
         cmocka_unit_test(a_group_of_products_is_each_alone),
         cmocka_unit_test(rows_left_quantised_are_not_believed_too_long),
+        cmocka_unit_test(a_gated_product_is_its_parts),
         cmocka_unit_test(experts_agree_with_the_cpu),
         cmocka_unit_test(experts_rows_come_in_pieces),
         cmocka_unit_test(the_exact_setting_gives_the_cpus_bits),

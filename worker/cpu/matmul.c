@@ -159,7 +159,7 @@ int cpu_matmul(struct backend *b, const struct op_matmul *op, struct err *err)
     job.segments[0].expert = 0;
     cut_panels(&job, &job.segments[0], 0, op->n_rows);
     run_job(c, &job, op->n_rows);
-    return 0;
+    return op->act ? cpu_act(b, op->act, err) : 0;
 }
 
 int cpu_matmul_experts(struct backend *b, const struct op_matmul_experts *op, struct err *err)

@@ -60,12 +60,11 @@ static void product_rows(void *arg, uint32_t begin, uint32_t end, uint32_t part)
 
 int cpu_matmul_exact(struct backend *b, const struct op_matmul *op, struct err *err)
 {
-    (void)err;
     for (uint32_t i = 0; i < op->n_products; i++) {
         struct product_job job = { .c = cpu_of(b), .op = op, .product = &op->products[i] };
         cpu_parallel(cpu_of(b), job.product->w->m, 16, product_rows, &job);
     }
-    return 0;
+    return op->act ? cpu_act(b, op->act, err) : 0;
 }
 
 struct experts_job {

@@ -57,6 +57,7 @@ struct cuda_backend {
     struct {
         const float *x; /* what codes hold, NULL: nothing that is still true */
         uint32_t x_stride, n, k;
+        uint32_t tile; /* which of codes is the first */
     } quantised;
     uint32_t *order; /* device: experts' rows, and their chunks */
     struct product_chunk *chunks;

@@ -5,6 +5,7 @@
 #include "worker/cuda/quantise.cuh"
 
 #define QUANTISE_WARPS 4
+#define GATED_COLUMNS  16
 
 /* ---- activations ---- */
 
@@ -205,13 +206,14 @@ int cuda_matmul_reserve(struct cuda_backend *c, struct err *err)
 static int quantise(struct cuda_backend *c, const float *x, uint32_t x_stride, uint32_t n,
                     uint32_t k, struct product_args *a, struct err *err)
 {
-    struct quantise_to to = quantise_room(c, n, k);
+    bool have = c->quantised.x == x && c->quantised.x_stride == x_stride && c->quantised.n == n &&
+                c->quantised.k == k;
+    struct quantise_to to = quantise_room_at(c, n, k, have ? c->quantised.tile : 0);
     if (!to.codes) {
         return err_set(err, ERR_NO_FIT, "cuda: %u columns of %u values, more than was reserved", n,
                        k);
     }
-    if (c->quantised.x != x || c->quantised.x_stride != x_stride || c->quantised.n != n ||
-        c->quantised.k != k) {
+    if (!have) {
         LAUNCH(quantise_kernel, dim3(n, blocks_of(k / 32, QUANTISE_WARPS)), QUANTISE_WARPS * WARP,
                0, c->stream, x, x_stride, to);
         quantise_remember(c, &to, x, x_stride, n);
@@ -294,12 +296,57 @@ static void multiply_floats(struct cuda_backend *c, const struct op_matmul *op,
     float_of(p->w->dtype)->launch(&a, c->stream);
 }
 
+/* Whether op's two products and what follows them are one launch: gate and up of one quantised type, few columns, whole tiles,
+ * and room for what comes out quantised beside what goes in. */
+static bool gated_fits(const struct cuda_backend *c, const struct op_matmul *op)
+{
+    const struct op_act *act = op->act;
+    if (!act || op->n_products != 2 || op->n_rows > GATED_COLUMNS || !act->u ||
+        act->g_width != act->width) {
+        return false;
+    }
+    const struct op_product *up = &op->products[0], *gate = &op->products[1];
+    uint32_t m = up->w->m, x_tiles = (uint32_t)round_up(op->n_rows, 8) * (op->k / 32);
+    return act->g == gate->y && act->u == up->y && act->width == m && gate->w->m == m &&
+           m % 32 == 0 && up->w->dtype == gate->w->dtype && !float_of(up->w->dtype) &&
+           launch_of(up->w->dtype) && (c->quantised.x != op->x || c->quantised.tile == 0) &&
+           quantise_room_at(c, op->n_rows, m, x_tiles).codes;
+}
+
+static int multiply_gated(struct cuda_backend *c, const struct op_matmul *op, struct err *err)
+{
+    const struct op_product *up = &op->products[0], *gate = &op->products[1];
+    const struct op_act *act = op->act;
+    struct product_args a = {};
+    if (quantise(c, op->x, op->x_stride, op->n_rows, op->k, &a, err) < 0) {
+        return -1;
+    }
+    a.tables = c->tables;
+    a.n = op->n_rows;
+    a.x_share = 1;
+    a.gated = 1;
+    a.act = act->kind;
+    a.y = act->y;
+    a.y_stride = act->y_stride;
+    a.to = quantise_room_at(c, op->n_rows, act->width, (uint32_t)a.plane);
+    add_product(&a, gate->w, gate->bias, gate->y, gate->y_stride);
+    add_product(&a, up->w, up->bias, up->y, up->y_stride);
+    if (launch_of(up->w->dtype)(&a, columns_for(op->n_rows), 1, c->stream, err) < 0) {
+        return -1;
+    }
+    quantise_remember(c, &a.to, act->y, act->y_stride, op->n_rows);
+    return cuda_launched("matmul", err);
+}
+
 int cuda_matmul(struct backend *b, const struct op_matmul *op, struct err *err)
 {
     struct cuda_backend *c = cuda_of(b);
     struct product_args columns = {};
     if (op->n_rows == 0) {
         return 0;
+    }
+    if (gated_fits(c, op)) {
+        return multiply_gated(c, op, err);
     }
     for (uint32_t i = 0; i < op->n_products; i++) {
         const struct op_product *p = &op->products[i];
@@ -324,7 +371,7 @@ int cuda_matmul(struct backend *b, const struct op_matmul *op, struct err *err)
     for (uint32_t i = 0; i < op->n_products; i++) {
         written(c, op->products[i].y);
     }
-    return cuda_launched("matmul", err);
+    return op->act ? cuda_act(b, op->act, err) : cuda_launched("matmul", err);
 }
 
 /* ---- experts ---- */

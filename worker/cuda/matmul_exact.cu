@@ -129,7 +129,7 @@ int cuda_matmul_exact(struct backend *b, const struct op_matmul *op, struct err 
             return -1;
         }
     }
-    return 0;
+    return op->act && op->n_rows > 0 ? cuda_act(b, op->act, err) : 0;
 }
 
 int cuda_matmul_experts_exact(struct backend *b, const struct op_matmul_experts *op,

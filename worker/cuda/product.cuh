@@ -11,6 +11,7 @@
  * tile of 512 weights and 8 columns a warp issues about 25 instructions beside the unpacking. */
 #pragma once
 
+#include "worker/cuda/act.cuh"
 #include "worker/cuda/product.h"
 #include "worker/cuda/tiles.cuh"
 
@@ -176,9 +177,9 @@ template <enum dtype T> static __host__ __device__ constexpr uint32_t few_warps(
     return book_bytes<T>() ? BOOK_WARPS : FEW_WARPS;
 }
 
-template <enum dtype T> static constexpr uint32_t few_bytes()
+template <enum dtype T> static constexpr uint32_t few_bytes(uint32_t warps)
 {
-    return book_bytes<T>() + few_warps<T>() * ring_rounds<T>() * format<T>::round;
+    return book_bytes<T>() + warps * ring_rounds<T>() * format<T>::round;
 }
 
 /* The codebook to shared memory, `copies` of each entry side by side. */
@@ -201,16 +202,35 @@ static __device__ __forceinline__ struct lane_book lane_book_of(const uint32_t *
     return b;
 }
 
+/* The tile of 32 rows that a gated block has multiplied, `apart` floats from warp to warp: a warp for a column at a time. */
+static __device__ __forceinline__ void end_gated(const struct product_args *a,
+                                                 const struct chunk_view *v, const float *products,
+                                                 uint32_t apart)
+{
+    uint32_t lane = threadIdx.x % WARP;
+    const float *own = products + lane / GROUP_ROWS * apart + lane % GROUP_ROWS;
+#pragma unroll 1
+    for (uint32_t c = threadIdx.x / WARP; c < v->n; c += GATED_WARPS) {
+        uint32_t i = v->begin + c;
+        float y = act_one(a->act, own[c * GROUP_ROWS], own[2 * apart + c * GROUP_ROWS]);
+        a->y[(uint64_t)i * a->y_stride + 32 * blockIdx.x + lane] = y;
+        quantise_value(&a->to, i, blockIdx.x, lane, y);
+    }
+}
+
 /* ---- few: N groups of 8 columns ---- */
 
 template <enum dtype T, uint32_t N>
-static __global__ void __launch_bounds__(few_warps<T>() * WARP, REGISTERS_128 / few_warps<T>())
+static __global__ void __launch_bounds__(GATED_WARPS *WARP, REGISTERS_128 / GATED_WARPS)
     few_kernel(const __grid_constant__ struct product_args a)
 {
     constexpr uint32_t ring = ring_rounds<T>(), tiles = format<T>::tiles, sums = n_sums<T>();
     DYNAMIC_SHARED(uint8_t, shared);
     uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
     uint32_t group, at = blockIdx.x * few_warps<T>() + warp;
+    if (a.gated) { /* warps 0 and 1: gate, 2 and 3: the same rows of up */
+        at = warp / 2 * a.products[1].first + 2 * blockIdx.x + warp % 2;
+    }
     const struct product_one *p = product_of(&a, at, &group);
     uint8_t *rounds = shared + book_bytes<T>() + warp * (ring * format<T>::round);
     struct lane_book book = lane_book_of<T>((const uint32_t *)(const void *)shared);
@@ -286,15 +306,25 @@ static __global__ void __launch_bounds__(few_warps<T>() * WARP, REGISTERS_128 / 
             }
         }
     }
+    __syncwarp();
+    float *mine = (float *)(void *)rounds; /* gated: [column][16 rows], where the ring was */
 #pragma unroll
     for (uint32_t n = 0; n < N; n++) {
 #pragma unroll
         for (uint32_t e = 0; e < 4; e++) {
             uint32_t row = group * GROUP_ROWS + g + 8 * (e / 2), c = 8 * n + 2 * t + e % 2;
-            if (row < p->w.m && c < v.n) {
+            if (a.gated) {
+                mine[c * GROUP_ROWS + row % GROUP_ROWS] = p->bias ? acc[n][e] + p->bias[row]
+                                                                  : acc[n][e];
+            } else if (row < p->w.m && c < v.n) {
                 put(&a, p, v.expert, row, row_of_column(&a, &v, c), acc[n][e]);
             }
         }
+    }
+    if (a.gated) {
+        __syncthreads();
+        end_gated(&a, &v, (const float *)(const void *)(shared + book_bytes<T>()),
+                  ring * format<T>::round / 4);
     }
 }
 
@@ -445,15 +475,16 @@ template <enum dtype T>
 static int launch_product(const struct product_args *a, uint32_t n_columns, uint32_t n_chunks,
                           CUDA_STREAM stream, struct err *err)
 {
-    constexpr uint32_t warps = few_warps<T>(), medium = wide_bytes<T, 4>(),
-                       large = wide_bytes<T, 16>();
-    static_assert(few_bytes<T>() <= 48u << 10 && large <= 99u << 10, "shared memory of a block");
+    constexpr uint32_t medium = wide_bytes<T, 4>(), large = wide_bytes<T, 16>();
+    static_assert(few_bytes<T>(GATED_WARPS) <= 48u << 10 && large <= 99u << 10,
+                  "shared memory of a block");
+    uint32_t warps = a->gated ? GATED_WARPS : few_warps<T>(), bytes = few_bytes<T>(warps);
     dim3 few(blocks_of(a->n_groups, warps), n_chunks);
     dim3 wide(blocks_of(a->n_groups, WIDE_WARPS), n_chunks);
     if (n_columns == 8) {
-        LAUNCH_EARLY((few_kernel<T, 1>), few, warps * WARP, few_bytes<T>(), stream, *a);
+        LAUNCH_EARLY((few_kernel<T, 1>), few, warps * WARP, bytes, stream, *a);
     } else if (n_columns == 16) {
-        LAUNCH_EARLY((few_kernel<T, 2>), few, warps * WARP, few_bytes<T>(), stream, *a);
+        LAUNCH_EARLY((few_kernel<T, 2>), few, warps * WARP, bytes, stream, *a);
     } else if (n_columns == 32) {
         if (cuda_allow_shared((const void *)wide_kernel<T, 4>, medium, err) < 0) {
             return -1;

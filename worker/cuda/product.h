@@ -1,7 +1,7 @@
 /* What product_*.cu and matmul.cu share: one launch of products over the same columns. */
 #pragma once
 
-#include "worker/cuda/tiles.cuh"
+#include "worker/cuda/quantise.cuh"
 
 #define PRODUCTS_MAX OP_PRODUCTS_MAX
 
@@ -31,7 +31,16 @@ struct product_args {
     const struct product_chunk *chunks;
     const uint32_t *n_chunks, *order;
     const float *scales; /* by expert, or NULL */
+    /* Gate and up as products 0 and 1, of whole tiles of rows: y = act(gate) * up alone is written, and left quantised.
+     * At most 16 columns; blocks of GATED_WARPS. */
+    uint32_t gated;
+    enum op_act_kind act;
+    float *y;
+    uint32_t y_stride;
+    struct quantise_to to;
 };
+
+#define GATED_WARPS 4 /* two groups of 16 rows of each: a tile of what follows */
 
 /* columns: 8, 16, 32 or 128, no chunk is wider; n_chunks: blocks for that many. */
 typedef int product_launch(const struct product_args *a, uint32_t columns, uint32_t n_chunks,

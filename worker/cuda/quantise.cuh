@@ -54,18 +54,24 @@ static __device__ __forceinline__ void quantise_value(const struct quantise_to *
     }
 }
 
-/* Where n rows of k values go; codes NULL when they do not fit or are not whole tiles. */
-static inline struct quantise_to quantise_room(const struct cuda_backend *c, uint32_t n, uint32_t k)
+/* Where n rows of k values go, behind `tile` others; codes NULL when they do not fit or are not whole tiles. */
+static inline struct quantise_to quantise_room_at(const struct cuda_backend *c, uint32_t n,
+                                                  uint32_t k, uint32_t tile)
 {
     struct quantise_to to = {};
     uint64_t plane = round_up(n, 8) * (k / 32);
-    if (k % 32 == 0 && plane * 32 <= c->max_codes) {
-        to.codes = c->codes;
-        to.columns = c->columns;
+    if (k % 32 == 0 && (tile + plane) * 32 <= c->max_codes) {
+        to.codes = c->codes + 32ull * tile;
+        to.columns = c->columns + 4ull * tile;
         to.plane = plane;
         to.n_tiles = k / 32;
     }
     return to;
+}
+
+static inline struct quantise_to quantise_room(const struct cuda_backend *c, uint32_t n, uint32_t k)
+{
+    return quantise_room_at(c, n, k, 0);
 }
 
 /* The rows of x are in c->codes, until the next op forgets it. */
@@ -76,4 +82,5 @@ static inline void quantise_remember(struct cuda_backend *c, const struct quanti
     c->quantised.x_stride = x_stride;
     c->quantised.n = n;
     c->quantised.k = 32 * to->n_tiles;
+    c->quantised.tile = to->codes ? (uint32_t)((to->codes - c->codes) / 32) : 0;
 }

@@ -63,7 +63,6 @@ static void go_down(struct hearth *h)
     if (h->state == CONNECTION_UP || h->down_since_ms == 0) {
         h->down_since_ms = connection_now_ms();
     }
-    link_close(&h->link);
     if (h->attach_fd >= 0) {
         close(h->attach_fd);
         h->attach_fd = -1;
@@ -75,8 +74,7 @@ static int greet(struct hearth *h, struct err *err)
 {
     char endpoint[128];
     snprintf(endpoint, sizeof endpoint, "ipc://%s/broker", h->run);
-    h->link = link_connect(endpoint, err);
-    if (!h->link) {
+    if (link_connect(&h->link, endpoint, err) < 0) {
         return -1;
     }
     Hearth__Hello hello = HEARTH__HELLO__INIT;
@@ -236,7 +234,7 @@ int connection_turn(struct hearth *h, int timeout_ms, struct err *err)
     }
     enum { LINK, ATTACH, EVENT, INTERRUPT, N };
     struct pollfd polled[N] = {
-        [LINK] = { .fd = h->link ? link_fd(h->link) : -1, .events = POLLIN },
+        [LINK] = { .fd = h->state != CONNECTION_DOWN ? link_fd(h->link) : -1, .events = POLLIN },
         [ATTACH] = { .fd = h->attach_fd, .events = POLLIN },
         [EVENT] = { .fd = h->event_fd, .events = POLLIN },
         [INTERRUPT] = { .fd = h->interrupt_fd, .events = POLLIN },
@@ -276,7 +274,8 @@ int connection_send(struct hearth *h, const Hearth__Envelope *e, const void *pay
                        LIMIT_PAYLOAD_BYTES);
     }
     struct err ignored;
-    if (h->link && link_send(h->link, NULL, h->pack, len, payload, payload_len, &ignored) < 0) {
+    if (h->state != CONNECTION_DOWN &&
+        link_send(h->link, NULL, h->pack, len, payload, payload_len, &ignored) < 0) {
         go_down(h);
     }
     return 0;
@@ -314,7 +313,7 @@ Hearth__Envelope *connection_recv(struct hearth *h, const uint8_t **payload, siz
     struct link_msg msg;
     struct err err;
     int got;
-    while (h->link && (got = link_recv(h->link, &msg, &err)) != 0) {
+    while (h->state != CONNECTION_DOWN && (got = link_recv(h->link, &msg, &err)) != 0) {
         Hearth__Envelope *e = got > 0
                                   ? message_unpack(&h->arena, msg.envelope, msg.envelope_len, &err)
                                   : NULL;

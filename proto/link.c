@@ -19,22 +19,11 @@ static int set_int(struct link *link, int option, int value)
     return zmq_setsockopt(link->socket, option, &value, sizeof value);
 }
 
-static struct link *open_socket(int type, struct err *err)
+static int open_socket(struct link *link, int type, struct err *err)
 {
-    struct link *link = calloc(1, sizeof *link);
-    if (!link) {
-        err_set(err, ERR_NO_MEMORY, "no memory for a link");
-        return NULL;
-    }
-    zmq_msg_init(&link->envelope);
-    zmq_msg_init(&link->payload);
-    link->router = type == ZMQ_ROUTER;
-    link->context = zmq_ctx_new();
-    link->socket = link->context ? zmq_socket(link->context, type) : NULL;
+    link->socket = zmq_socket(link->context, type);
     if (!link->socket) {
-        err_set(err, ERR_FAILED, "ZeroMQ socket: %s", zmq_strerror(errno));
-        link_close(&link);
-        return NULL;
+        return err_set(err, ERR_FAILED, "ZeroMQ socket: %s", zmq_strerror(errno));
     }
     int64_t size_max = LIMIT_PAYLOAD_BYTES;
     int failed = set_int(link, ZMQ_LINGER, 0) | set_int(link, ZMQ_SNDHWM, LIMIT_HWM_MESSAGES) |
@@ -46,27 +35,54 @@ static struct link *open_socket(int type, struct err *err)
     if (link->router) {
         failed |= set_int(link, ZMQ_ROUTER_MANDATORY, 1);
     }
-    if (failed) {
-        err_set(err, ERR_FAILED, "ZeroMQ options: %s", zmq_strerror(errno));
-        link_close(&link);
+    return failed ? err_set(err, ERR_FAILED, "ZeroMQ options: %s", zmq_strerror(errno)) : 0;
+}
+
+static struct link *create(int type, struct err *err)
+{
+    struct link *link = calloc(1, sizeof *link);
+    if (!link) {
+        err_set(err, ERR_NO_MEMORY, "no memory for a link");
         return NULL;
+    }
+    zmq_msg_init(&link->envelope);
+    zmq_msg_init(&link->payload);
+    link->router = type == ZMQ_ROUTER;
+    link->context = zmq_ctx_new();
+    if (!link->context) {
+        err_set(err, ERR_FAILED, "ZeroMQ: %s", zmq_strerror(errno));
+        link_close(&link);
+    } else if (open_socket(link, type, err) < 0) {
+        link_close(&link);
     }
     return link;
 }
 
-struct link *link_connect(const char *endpoint, struct err *err)
+int link_connect(struct link **linkp, const char *endpoint, struct err *err)
 {
-    struct link *link = open_socket(ZMQ_DEALER, err);
-    if (link && zmq_connect(link->socket, endpoint) < 0) {
-        err_set(err, ERR_UNREACHABLE, "connect to %s: %s", endpoint, zmq_strerror(errno));
-        link_close(&link);
+    struct link *link = *linkp;
+    if (!link) {
+        link = *linkp = create(ZMQ_DEALER, err);
+    } else {
+        zmq_close(link->socket);
+        if (open_socket(link, ZMQ_DEALER, err) < 0) {
+            link_close(linkp);
+        }
     }
-    return link;
+    if (!*linkp) {
+        return -1;
+    }
+    if (zmq_connect(link->socket, endpoint) < 0) {
+        err_set(err, ERR_UNREACHABLE, "connect to %s: %s", endpoint, zmq_strerror(errno));
+        link_close(linkp);
+        return -1;
+    }
+    return 0;
 }
 
 struct link *link_listen(const char *endpoint, int fd, struct err *err)
 {
-    struct link *link = open_socket(ZMQ_ROUTER, err);
+    struct link *link = create(ZMQ_ROUTER, err);
     if (link && (set_int(link, ZMQ_USE_FD, fd) < 0 || zmq_bind(link->socket, endpoint) < 0)) {
         err_set(err, ERR_FAILED, "listen at %s: %s", endpoint, zmq_strerror(errno));
         link_close(&link);

@@ -19,8 +19,10 @@ struct link_peer {
 
 struct link; /* opaque: context and socket */
 
-/* A DEALER connected to an endpoint ("ipc:///run/hearth/broker"). Connecting is lazy: an absent broker is no error. */
-struct link *link_connect(const char *endpoint, struct err *err);
+/* A DEALER connected to an endpoint ("ipc:///run/hearth/broker"). Connecting is lazy: an absent broker is no error. *link: NULL, or a
+ * DEALER that hangs up and begins anew as another peer; what it had not sent is lost. That is quick, while link_close
+ * waits for ZeroMQ's threads to end: some milliseconds that a stream of tokens would feel. -1: *link is NULL. */
+int link_connect(struct link **link, const char *endpoint, struct err *err);
 
 /* A ROUTER over an already bound and listening descriptor (ZMQ_USE_FD), whose path is `endpoint`. The fd is ZeroMQ's from
  * now on: hand in a dup when it must outlive the link. */

@@ -190,7 +190,6 @@ static void drain_signals(struct serve *s)
 static int reconnect(struct serve *s, struct err *err)
 {
     s->broker_new = false;
-    link_close(&s->link);
     while (s->n_out > 0) {
         serve_outbox_pop(s);
     }
@@ -210,8 +209,7 @@ static int reconnect(struct serve *s, struct err *err)
         serve_outbox_pop(s); /* ends are told after Welcome */
     }
     serve_sweep_finished(s);
-    s->link = link_connect(s->options.endpoint, err);
-    if (!s->link) {
+    if (link_connect(&s->link, s->options.endpoint, err) < 0) {
         return -1;
     }
     if (s->epoch > 0) {

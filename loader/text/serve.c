@@ -45,9 +45,7 @@ static int greet(struct service *s, struct err *err)
 {
     char endpoint[128];
     snprintf(endpoint, sizeof endpoint, "ipc://%s/broker", s->heritage.run);
-    link_close(&s->link);
-    s->link = link_connect(endpoint, err);
-    if (!s->link) {
+    if (link_connect(&s->link, endpoint, err) < 0) {
         return -1;
     }
     Hearth__Hello hello = HEARTH__HELLO__INIT;

@@ -191,7 +191,8 @@ static int read_frames(unsigned idx, uint32_t n_tokens)
 {
     static struct message_arena arena;
     struct err err = { 0 };
-    struct link *link = link_connect(endpoint, &err);
+    struct link *link = NULL;
+    link_connect(&link, endpoint, &err);
     Hearth__Done hello = HEARTH__DONE__INIT;
     Hearth__Envelope e = message_envelope(HEARTH__ENVELOPE__BODY_DONE, &hello);
     uint8_t out[256], name = (uint8_t)idx;

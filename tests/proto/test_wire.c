@@ -97,7 +97,8 @@ static int open_links(void **state)
         return -1;
     }
     p.router = link_listen(p.endpoint, fd, &err);
-    p.dealer = link_connect(p.endpoint, &err);
+    p.dealer = NULL;
+    assert_ok(link_connect(&p.dealer, p.endpoint, &err), err);
     *state = &p;
     return p.router && p.dealer ? 0 : -1;
 }
@@ -147,6 +148,26 @@ static void messages_go_both_ways_with_payloads(void **state)
     static char too_big[LIMIT_PAYLOAD_BYTES + 1];
     assert_int_equal(link_send(p->dealer, NULL, "x", 1, too_big, sizeof too_big, &err), -1);
     assert_int_equal(err.code, ERR_NO_FIT);
+}
+
+/* Who hangs up and connects again is another peer; words to the one that was find nobody. */
+static void a_link_begins_anew_as_another_peer(void **state)
+{
+    struct pair *p = *state;
+    struct err err = { 0 };
+    struct link_msg msg;
+    assert_ok(link_send(p->dealer, NULL, "one", 3, NULL, 0, &err), err);
+    recv_one(p->router, &msg);
+    struct link_peer before = msg.peer;
+    for (int i = 0; i < 20; i++) {
+        assert_ok(link_connect(&p->dealer, p->endpoint, &err), err);
+    }
+    assert_ok(link_send(p->dealer, NULL, "two", 3, NULL, 0, &err), err);
+    recv_one(p->router, &msg);
+    assert_false(link_peer_equal(&before, &msg.peer));
+    assert_ok(link_send(p->router, &msg.peer, "three", 5, NULL, 0, &err), err);
+    recv_one(p->dealer, &msg);
+    assert_int_equal(msg.envelope_len, 5);
 }
 
 static void descriptors_travel_on_the_line(void **state)
@@ -226,6 +247,8 @@ int main(void)
         cmocka_unit_test(malformed_envelopes_are_refused),
         cmocka_unit_test(strings_are_bounded),
         cmocka_unit_test_setup_teardown(messages_go_both_ways_with_payloads, open_links,
+                                        close_links),
+        cmocka_unit_test_setup_teardown(a_link_begins_anew_as_another_peer, open_links,
                                         close_links),
         cmocka_unit_test(descriptors_travel_on_the_line),
         cmocka_unit_test(a_full_line_says_so),

@@ -353,7 +353,8 @@ static struct config_alias *alias_of(struct config *c, const char *name, struct 
             return &c->aliases[i];
         }
     }
-    if (!*name || strlen(name) >= LIMIT_MODEL_NAME_BYTES || strchr(name, '/')) {
+    /* "org/model:Q4" is a name; what begins like a path is one. */
+    if (!*name || strlen(name) >= LIMIT_MODEL_NAME_BYTES || strchr("/.~", *name)) {
         err_set(err, ERR_USAGE, "%s is no name for an alias", *name ? name : "nothing");
         return NULL;
     }

@@ -69,6 +69,8 @@ static void config_names_the_line_of_a_mistake(void **state)
         { "http_reasoning = content\n",
           ":1: http_reasoning: content is none of reasoning_content, reasoning, both" },
         { "[alias x]\nctx = 5\n", "alias x names no model" },
+        { "[alias org/x:Q4]\nctx = 5\n", "alias org/x:Q4 names no model" },
+        { "[alias ./x]\nmodel = y\n", "./x is no name for an alias" },
         { "[alias x]\nmodel = y\ntemplate = /nowhere/t.jinja\n",
           ":3: template: template /nowhere" },
         { "[alias x]\nmodel = y\ntemplate = /dev/null\n", "is no text of 1 to" },

@@ -114,7 +114,7 @@ def the_small_endpoints(house):
     assert call(house, "GET", "/v1/models/some%2Fother/model")[0] == 404
     assert call(house, "GET", "/health")[2]["status"] == "ok" and call(house, "GET", "/v1/health")[0] == 200
     metrics = call(house, "GET", "/metrics")[2].decode()
-    for name in ("predicted_tokens_total", "time_to_first_token_seconds_bucket", "hearth_memory_bytes", "hearth_up 1",
+    for name in ("predicted_tokens_total", "time_to_first_token_seconds_bucket", "inter_token_seconds_bucket", "requests_deferred", "hearth_memory_bytes", "hearth_up 1",
                  'hearth_process_restarts_total{role="worker"', "hearth_swaps_total 0"):
         assert name in metrics, name
     ids = post(house, "/tokenize", {"content": "hello there", "with_pieces": True})["tokens"]
@@ -348,6 +348,39 @@ def two_keys_are_two_flows():
         wait_for("nobody", lambda: at_work() == (0, 0))
 
 
+def silence_and_the_end_are_told():
+    """A stream that waits begins by itself and says that it lives; one in whose midst hearth stops ends in an error, not in [DONE]; an id may
+    hold a slash and a colon."""
+    house = House(start=False)
+    with open(os.path.join(house.base, "hearth.conf"), "w") as f:
+        f.write("[alias org/tiny:Q8]\nmodel = hearth-tiny\n")
+    house.options = ["--config", os.path.join(house.base, "hearth.conf"), "--http", "127.0.0.1:0"]
+    house.start()
+    with house:
+        name = "org/tiny:Q8"
+        for path in (name, "org%2Ftiny%3AQ8", name + "/"):
+            assert call(house, "GET", "/v1/models/" + path)[2]["id"] == name, path
+        assert post(house, "/v1/completions", {"model": name, "prompt": "a", "max_tokens": 1})["model"] == name
+        c = connection(house)
+        broker = house.kill("broker", signal.SIGSTOP)
+        try:
+            c.request("POST", "/v1/completions", json.dumps({"prompt": "Once", "max_tokens": 4, "stream": True}))
+            r = c.getresponse()
+            assert r.status == 200 and r.readline() == b": ping\n"
+        finally:
+            os.kill(broker, signal.SIGCONT)
+        assert list(events(r))[-1] is None
+        c.request("POST", "/v1/completions", json.dumps(dict(LONG, stream=True)))
+        r = c.getresponse()
+        r.read(500)
+        house.process.send_signal(signal.SIGTERM)
+        rest = r.read().strip().split(b"\n\n")
+        error = json.loads(rest[-1].split(b"data: ")[1])["error"]
+        assert error["code"] == "stopping" and b"[DONE]" not in rest, error
+        house.process.wait(60)
+        house.process = None
+
+
 def a_taken_port_is_a_warning():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -362,4 +395,4 @@ with House("--http", "127.0.0.1:0") as one:
         chat_whole_and_streamed, a_last_message_goes_on, tools_are_parsed, completions_whole_and_streamed, logprobs, embeddings, the_small_endpoints,
         errors_have_names, who_leaves_is_cancelled, loading_is_told,
         health_tells_when_the_engine_is_stuck)])
-main(keys_are_asked_for, keys_have_quotas_of_their_own, keys_change_at_a_hangup, two_keys_are_two_flows, a_taken_port_is_a_warning)
+main(keys_are_asked_for, keys_have_quotas_of_their_own, keys_change_at_a_hangup, two_keys_are_two_flows, silence_and_the_end_are_told, a_taken_port_is_a_warning)

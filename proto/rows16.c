@@ -65,11 +65,42 @@ bool rows16_wanted(const char *name, enum dtype dtype, uint32_t n_dims, const ui
     return dtype == DTYPE_F16 || dtype == DTYPE_BF16 || dtype_get(dtype)->quantised;
 }
 
+typedef uint32_t quad __attribute__((vector_size(16)));
+
+/* Four pieces of 4 bytes of all 16 rows, row by row to piece by piece: each four rows are a 4 by 4 transposition. A load's
+ * re-laying would else cost as much as its reading. */
+static void copy_quads(uint8_t *to, const uint8_t *from, uint64_t stride, uint8_t flip)
+{
+    uint32_t mask = flip * 0x01010101u;
+    for (unsigned r = 0; r < ROWS16_ROWS; r += 4) {
+        quad row[4], piece[4];
+        for (unsigned i = 0; i < 4; i++) {
+            memcpy(&row[i], from + (r + i) * stride, sizeof row[i]);
+        }
+        quad a = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
+        quad b = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
+        quad c = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+        quad d = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+        piece[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+        piece[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+        piece[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
+        piece[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+        for (unsigned i = 0; i < 4; i++) {
+            piece[i] ^= mask;
+            memcpy(to + (i * ROWS16_ROWS + r) * 4, &piece[i], sizeof piece[i]);
+        }
+    }
+}
+
 /* Pieces of one width between a block with `stride` from row to row and its place in the column. */
 static void copy_in(uint8_t *to, const uint8_t *from, uint64_t stride, unsigned n_rows,
                     const struct rows16_field *f)
 {
-    for (unsigned p = 0; p < f->pieces; p++) {
+    unsigned p = 0;
+    for (; f->width == 4 && n_rows == ROWS16_ROWS && p + 4 <= f->pieces; p += 4) {
+        copy_quads(to + p * ROWS16_ROWS * 4, from + p * 4, stride, f->flip);
+    }
+    for (; p < f->pieces; p++) {
         for (unsigned r = 0; r < n_rows; r++) {
             const uint8_t *s = from + r * stride + p * f->width;
             uint8_t *d = to + (p * ROWS16_ROWS + r) * f->width;

@@ -41,7 +41,7 @@ static double median(double *v)
 
 /* ---- what bounds it ---- */
 
-struct bytes {
+struct stretch {
     const uint8_t *data;
     uint64_t n;
 };
@@ -74,7 +74,7 @@ static uint64_t read_words(const uint8_t *p, const uint8_t *end)
 
 static void read_items(void *arg, size_t begin, size_t end, unsigned member)
 {
-    const struct bytes *b = arg;
+    const struct stretch *b = arg;
     uint64_t to = (uint64_t)end * READ_BYTES;
     const uint8_t *from = b->data + (uint64_t)begin * READ_BYTES,
                   *last = b->data + (to < b->n ? to : b->n);
@@ -137,7 +137,7 @@ static void measure(enum dtype dtype, uint32_t n_cols, unsigned n_threads, enum 
                                   .k = K,
                                   .n_products = 1,
                                   .products = { { .w = &w, .y = y, .y_stride = m } } };
-    struct bytes bytes = { data, row_bytes * m };
+    struct stretch bytes = { data, row_bytes * m };
     double product[ROUNDS], read[ROUNDS], peak[ROUNDS], macs = (double)n_cols * K * m;
     cpu_matmul(&c.base, &op, &err);
     for (int i = 0; i < ROUNDS; i++) {

@@ -133,6 +133,69 @@ LANES_INLINE lanes_u8 lanes_lut16(lanes_u8 v, const uint8_t table[16])
 #endif
 }
 
+/* ---- 64 bytes of codes on their way: as GCC's vectors, but where those are wider than a register GCC moves them by eight
+ * bytes, which costs more than the work ---- */
+
+#if LANES_AVX2
+typedef struct {
+    __m256i v[2];
+} lane_b;
+
+LANES_INLINE lane_b lane_b_load(const void *p)
+{
+    const __m256i *from = p;
+    return (lane_b){ { _mm256_loadu_si256(from), _mm256_loadu_si256(from + 1) } };
+}
+LANES_INLINE void lane_b_store(void *p, lane_b v)
+{
+    __m256i *to = p;
+    _mm256_storeu_si256(to, v.v[0]);
+    _mm256_storeu_si256(to + 1, v.v[1]);
+}
+LANES_INLINE lane_b lane_b_bits(lane_b v, int n, int mask)
+{
+    __m256i m = _mm256_set1_epi8((char)mask);
+    return (lane_b){ { _mm256_and_si256(_mm256_srli_epi16(v.v[0], n), m),
+                       _mm256_and_si256(_mm256_srli_epi16(v.v[1], n), m) } };
+}
+LANES_INLINE lane_b lane_b_join(lane_b low, lane_b high)
+{
+    return (lane_b){ { _mm256_or_si256(low.v[0], _mm256_slli_epi16(high.v[0], 4)),
+                       _mm256_or_si256(low.v[1], _mm256_slli_epi16(high.v[1], 4)) } };
+}
+LANES_INLINE lane_b lane_b_lut16(lane_b v, const uint8_t table[16])
+{
+    __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table));
+    return (lane_b){ { _mm256_shuffle_epi8(t, v.v[0]), _mm256_shuffle_epi8(t, v.v[1]) } };
+}
+#else
+typedef lanes_u8 lane_b;
+
+LANES_INLINE lane_b lane_b_load(const void *p)
+{
+    return lanes_load(p);
+}
+LANES_INLINE void lane_b_store(void *p, lane_b v)
+{
+    lanes_store(p, v);
+}
+/* Each byte shifted right by n and masked. */
+LANES_INLINE lane_b lane_b_bits(lane_b v, int n, int mask)
+{
+    return lanes_bits(v, n, mask);
+}
+/* Nibbles to bytes. */
+LANES_INLINE lane_b lane_b_join(lane_b low, lane_b high)
+{
+    return low | high << 4;
+}
+/* table[v] for bytes v below 16. */
+LANES_INLINE lane_b lane_b_lut16(lane_b v, const uint8_t table[16])
+{
+    return lanes_lut16(v, table);
+}
+#endif
+
 /* table[v] for each lane. */
 LANES_INLINE lanes_u32 lanes_gather(lanes_u32 v, const uint32_t *table)
 {

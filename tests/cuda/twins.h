@@ -27,9 +27,9 @@ static inline int twins_open(void **state)
 {
     static struct twins t;
     struct err err = { 0 };
-    const struct backend_options options = { .n_threads = 1 };
+    const struct backend_options options = { .n_threads = 1 }, uploads = { .n_threads = 3 };
     t.cpu = backend_open("cpu", &options, &err);
-    t.cuda = t.cpu ? cuda_open("cuda:0", &options, &err) : NULL;
+    t.cuda = t.cpu ? cuda_open("cuda:0", &uploads, &err) : NULL;
     if (!t.cuda || t.cpu->ops->reserve(t.cpu, &twins_limits, &err) < 0 ||
         t.cuda->ops->reserve(t.cuda, &twins_limits, &err) < 0) {
         fprintf(stderr, "%s\n", err.text);

@@ -201,7 +201,7 @@ struct backend *cuda_open(const char *name, const struct backend_options *option
     if (cuda_check(cudaSetDevice(device), name, err) < 0 || fingerprint(c, err) < 0 ||
         cuda_check(cudaStreamCreate(&c->stream), name, err) < 0 || cuda_stage_create(c, err) < 0 ||
         cuda_step_create(c, err) < 0 || cuda_mirror_create(c, err) < 0 ||
-        cuda_uploads_create(c, err) < 0 || cuda_tables_create(c, err) < 0) {
+        cuda_uploads_create(c, options->n_threads, err) < 0 || cuda_tables_create(c, err) < 0) {
         cuda_close(&c->base);
         return NULL;
     }

@@ -148,7 +148,7 @@ int cuda_arrived(struct backend *b, const uint8_t *base, size_t size_bytes, uint
                  struct err *err);
 void cuda_release(struct backend *b, const uint8_t *base, size_t size_bytes);
 int cuda_tables_create(struct cuda_backend *c, struct err *err);
-int cuda_uploads_create(struct cuda_backend *c, struct err *err);
+int cuda_uploads_create(struct cuda_backend *c, uint32_t n_threads, struct err *err);
 void cuda_uploads_destroy(struct cuda_backend *c);
 
 /* Bytes of 16 rows of k values as tiles; 0 for types that stand as in the file. */

@@ -1,17 +1,22 @@
 /* Tensors from the segment to the device: float types as they stand, quantised rows re-laid as tiles there (relay.cu),
- * through a ring of pinned buffers: while one travels the next is filled, and nothing waits but for a buffer. */
+ * through a ring of pinned buffers: while one travels the next is filled, by a few threads, as one alone copies slower than the
+ * bus; and nothing waits but for a buffer. */
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "worker/cuda/tiles.cuh"
 
 extern "C" {
 #include "proto/rows16.h"
 #include "proto/weights.h"
+#include "worker/cpu/team.h"
 #include "worker/quant_grids.h"
 }
 
 #define BUFFER_BYTES ((size_t)8 << 20) /* long enough for the bus, short beside a model */
 #define BUFFERS      2
+#define THREADS_MAX  4                  /* 40 GB/s of copying are 80 of memory, all that a desktop has */
+#define PIECE_BYTES  ((size_t)256 << 10) /* of a thread, at a time */
 
 /* One of the ring: pinned here, its copy there, and when the device is done with both. */
 struct buffer {
@@ -22,6 +27,7 @@ struct buffer {
 struct cuda_uploads {
     struct buffer buffers[BUFFERS];
     uint32_t turn;
+    struct team *team; /* owned */
 };
 
 struct cuda_tensor {
@@ -85,21 +91,49 @@ static const uint8_t *file_row(const struct weights_tensor *t, uint64_t row_byte
     return buffer;
 }
 
-/* Rows i .. i + n of the tensor, of one expert, in the file's layout, to the chunk. */
-static void gather_rows(const struct cuda_tensor *own, uint64_t i, uint64_t n, uint8_t *row,
-                        uint8_t *chunk)
+/* What the team does: rows from number `first` on, of one expert, in the file's layout, to the chunk. */
+struct gather {
+    const struct cuda_tensor *own;
+    uint64_t first;
+    uint8_t *rows; /* one for each member, for a row that is picked out of its group */
+    uint8_t *chunk;
+};
+
+static void gather_rows(void *arg, size_t begin, size_t end, unsigned member)
 {
-    for (uint64_t r = 0; r < n; r++) {
-        memcpy(chunk + r * own->row_bytes, file_row(&own->from, own->row_bytes, i + r, row),
-               own->row_bytes);
+    const struct gather *g = (const struct gather *)arg;
+    uint64_t bytes = g->own->row_bytes;
+    for (size_t r = begin; r < end; r++) {
+        memcpy(g->chunk + r * bytes,
+               file_row(&g->own->from, bytes, g->first + r, g->rows + member * bytes), bytes);
     }
 }
 
-int cuda_uploads_create(struct cuda_backend *c, struct err *err)
+/* Or bytes as they stand, PIECE_BYTES an item. */
+struct copy_job {
+    uint8_t *to;
+    const uint8_t *from;
+    size_t size;
+};
+
+static void copy_pieces(void *arg, size_t begin, size_t end, unsigned)
 {
+    const struct copy_job *j = (const struct copy_job *)arg;
+    size_t from = begin * PIECE_BYTES, to = end * PIECE_BYTES < j->size ? end * PIECE_BYTES : j->size;
+    memcpy(j->to + from, j->from + from, to - from);
+}
+
+int cuda_uploads_create(struct cuda_backend *c, uint32_t n_threads, struct err *err)
+{
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    uint32_t n = n_threads ? n_threads : cores > 0 ? (uint32_t)cores : 1;
     c->uploads = (struct cuda_uploads *)calloc(1, sizeof *c->uploads);
     if (!c->uploads) {
         return err_set(err, ERR_NO_MEMORY, "cuda: upload buffers");
+    }
+    c->uploads->team = team_create(n < THREADS_MAX ? n : THREADS_MAX, err);
+    if (!c->uploads->team) {
+        return -1;
     }
     for (struct buffer &b : c->uploads->buffers) {
         if (cuda_check(cudaHostAlloc((void **)&b.host, BUFFER_BYTES, cudaHostAllocDefault),
@@ -126,6 +160,9 @@ void cuda_uploads_destroy(struct cuda_backend *c)
         if (b->host) {
             (void)cudaFreeHost(b->host);
         }
+    }
+    if (c->uploads) {
+        team_destroy(&c->uploads->team);
     }
     free(c->uploads);
     c->uploads = NULL;
@@ -158,7 +195,8 @@ static int upload_bytes(struct cuda_backend *c, uint8_t *to, const uint8_t *from
         if (!b) {
             return -1;
         }
-        memcpy(b->host, from + at, n);
+        struct copy_job job = { b->host, from + at, n };
+        team_run(c->uploads->team, copy_pieces, &job, (n + PIECE_BYTES - 1) / PIECE_BYTES, 1);
         if (send_buffer(c, b, to + at, n, err) < 0 ||
             cuda_check(cudaEventRecord(b->done, c->stream), "upload", err) < 0) {
             return -1;
@@ -173,8 +211,9 @@ static int upload_rows(struct cuda_backend *c, const struct cuda_tensor *own, st
     const struct weights_tensor *t = &own->from;
     uint64_t row_bytes = own->row_bytes, m = t->ne[1];
     uint64_t at_once = BUFFER_BYTES / row_bytes / GROUP_ROWS * GROUP_ROWS;
-    uint8_t *row = (uint8_t *)malloc(row_bytes), *to = own->device;
-    int rc = row ? 0 : err_set(err, ERR_NO_MEMORY, "a row");
+    struct team *team = c->uploads->team;
+    uint8_t *rows = (uint8_t *)malloc(team_size(team) * row_bytes), *to = own->device;
+    int rc = rows ? 0 : err_set(err, ERR_NO_MEMORY, "a row for each thread");
     for (uint64_t i = 0, n; rc == 0 && i < m * t->ne[2]; i += n) {
         struct buffer *b = take_buffer(c, err);
         if (!b) {
@@ -182,7 +221,8 @@ static int upload_rows(struct cuda_backend *c, const struct cuda_tensor *own, st
             break;
         }
         n = m - i % m < at_once ? m - i % m : at_once;
-        gather_rows(own, i, n, row, b->host);
+        struct gather job = { own, i, rows, b->host };
+        team_run(team, gather_rows, &job, n, team_grain(team, n, 4));
         if (own->group_bytes) {
             rc = send_buffer(c, b, b->device, n * row_bytes, err);
             rc = rc == 0 ? cuda_relay(c, t->dtype, b->device, row_bytes, (uint32_t)n,
@@ -195,7 +235,7 @@ static int upload_rows(struct cuda_backend *c, const struct cuda_tensor *own, st
         }
         rc = rc == 0 ? cuda_check(cudaEventRecord(b->done, c->stream), "upload", err) : rc;
     }
-    free(row);
+    free(rows);
     return rc;
 }
 

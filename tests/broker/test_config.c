@@ -62,6 +62,8 @@ static void config_names_the_line_of_a_mistake(void **state)
         { "[alias x]\nmodel = y\nmodell = z\n", ":3: modell: key modell is not known in an alias" },
         { "[alias x]\nmodel = y\nmirostat = 1.5\n", ":3: mirostat: 1.5 is not a whole number" },
         { "[alias x]\nmodel = y\ndry_base = 0\n", ":3: dry_base: 0 is not a number from 1 to 100" },
+        { "[alias x]\nmodel = y\nadaptive_decay = 1\n",
+          ":3: adaptive_decay: 1 is not a number from 0 to 0.99" },
         { "[hearth]\njust words\n", ":2: this is neither" },
         { "source = carrier\n", ":1: source: carrier is none of uring, pread, mmap" },
         { "source = read\n", ":1: source: read is none of uring, pread, mmap" },

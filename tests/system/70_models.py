@@ -129,6 +129,10 @@ temp = 0
 model = hearth-tiny
 temp = 1.5
 top_k = 0
+[alias near]
+model = hearth-tiny
+adaptive_target = 0.1
+adaptive_decay = 0.99
 [alias small]
 model = hearth-tiny
 ctx = 24
@@ -163,6 +167,10 @@ def aliases_have_options_of_their_own():
         # Sampling: the alias's where the request says nothing, the request's where it does.
         greedy = house.ids("-m", "hearth-tiny", "--temp", 0, "-n", 12, "Once upon a time")
         assert house.ids("-m", "calm", "-n", 12, "Once upon a time") == greedy
+        same = ("-n", 40, "--seed", 3, "Once upon a time")
+        plain, near = house.ids("-m", "hearth-tiny", *same), house.ids("-m", "near", *same)
+        assert near == house.ids("-m", "hearth-tiny", "--adaptive-target", 0.1, "--adaptive-decay", 0.99, *same) != plain
+        assert house.ids("-m", "near", "--adaptive-target", -1, *same) == plain
         seeded = ["--seed", 5, "-n", 12, "Once upon a time"]
         assert house.ids("-m", "wild", *seeded) != greedy
         assert house.ids("-m", "wild", "--temp", 0, "-n", 12, "Once upon a time") == greedy

@@ -374,10 +374,12 @@ void request_return(struct broker *b, struct request *r, const char *why)
         return;
     }
     uint64_t committed = request_committed(r);
-    /* A token, or a while of prefill, is what it waited for. */
-    if (committed > r->n_taken || b->now_ms >= r->taken_ms + QUEUE_PLACE_MS) {
+    /* A token, or the place that it had for a while and gives up, is what it waited for. A turn of its model in which it came to
+     * nothing is not: it goes first in the next one. */
+    if (committed > r->n_taken || r->yields) {
         r->waits_ms = b->now_ms;
     }
+    r->yields = false;
     if (committed > r->charged) {
         queue_charge(&b->queue, r->flow, (enum queue_priority)r->priority, committed - r->charged);
         if (r->model) {

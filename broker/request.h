@@ -76,6 +76,7 @@ struct request {
     bool detach;
     uint32_t worker;        /* child that owns the log; 0: the broker */
     bool releasing;         /* WorkerRelease is out */
+    bool yields;            /* ... because its place goes to somebody else */
     bool ending;            /* WorkerCancel is out */
     bool told;              /* WorkerTake went out to this worker (or its Hello listed it) */
     bool held;              /* counted in its flow */

@@ -54,6 +54,7 @@ static void take(struct broker *b, struct request *r, struct worker *w)
     r->n_taken = r->charged = request_committed(r);
     r->worker = w->child;
     r->taken_ms = b->now_ms;
+    r->yields = false;
     /* The owner before the state: whoever finds the state finds whose log it is. */
     atomic_store_explicit(&slot->owner, w->child, memory_order_release);
     request_move(b, r, REQUEST_PREFILL, NULL);
@@ -240,6 +241,7 @@ static void act_model(struct broker *b, struct model *m, struct worker *w)
             victim = choose_for_aged(b, m, w, v.aged);
         }
         if (victim) {
+            victim->yields = true;
             route_release(b, victim, "another flow waits for its turn");
         }
         return;

@@ -216,6 +216,29 @@ static void age_goes_before_counters(void **state)
     rig_close(&r);
 }
 
+/* Many in a model's small cache: who had a place in its turn and no page has waited on. */
+static void a_turn_without_a_token_costs_no_age(void **state)
+{
+    (void)state;
+    struct rig r;
+    uint64_t served[4] = { 0 };
+    begin(&r);
+    struct request *idle = submit(&r, 0, 1, 4, 1900, QUEUE_NORMAL);
+    rig_turns(&r);
+    uint64_t since = idle->waits_ms;
+    assert_true(idle->worker);
+    r.b->now_ms += 3ull * QUEUE_PLACE_MS;
+    request_return(r.b, idle, "its model left");
+    assert_int_equal(idle->waits_ms, since);
+    rig_turns(&r);
+    assert_true(idle->worker);
+    step(&r, served);
+    r.b->now_ms += 10;
+    request_return(r.b, idle, "its model left");
+    assert_int_equal(idle->waits_ms, r.b->now_ms);
+    rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -223,6 +246,7 @@ int main(void)
         cmocka_unit_test(tokens_go_by_weight),
         cmocka_unit_test(endless_answers_take_turns),
         cmocka_unit_test(age_goes_before_counters),
+        cmocka_unit_test(a_turn_without_a_token_costs_no_age),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

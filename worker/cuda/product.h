@@ -25,7 +25,7 @@ struct product_args {
     const int8_t *codes; /* of x, and their scales and sums: quantise.cuh */
     const float *columns;
     uint64_t plane;
-    const float *x; /* the rows themselves, for float weights */
+    const float *x;               /* the rows themselves, for float weights */
     uint32_t x_stride, x_aligned; /* to 16 bytes, every row */
     /* Experts: chunks of rows that share one; NULL without. All in the device's memory. */
     const struct product_chunk *chunks;

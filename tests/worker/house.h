@@ -130,9 +130,9 @@ static inline void house_hear(struct house *h, const struct link_msg *msg)
     struct err err;
     Hearth__Envelope *e = message_unpack(&h->arena, msg->envelope, msg->envelope_len, &err);
     assert_non_null(e);
-    h->peer = msg->peer;
     switch (e->body_case) {
     case HEARTH__ENVELOPE__BODY_HELLO: {
+        h->peer = msg->peer; /* the last words of the one before may come later */
         h->n_hello++;
         h->n_held = (uint32_t)e->hello->n_held;
         Hearth__Welcome welcome = HEARTH__WELCOME__INIT;

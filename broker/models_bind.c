@@ -56,13 +56,13 @@ void models_say_bind(struct broker *b, struct model *m, struct worker *w)
     bind.has_n_sequences = true;
     bind.n_sequences = b->config.sequences;
     uint64_t promised = swap_state_bytes(b, m), available = models_available(&b->models) / 2;
-    bool grow = m->info.known && may_grow(b, m);
     promised = promised < available ? promised : available;
+    bool grows = m->info.known && promised > m->state_want && may_grow(b, m);
     bind.has_state_bytes_max = true;
-    bind.state_bytes_max = m->state_segment                                       ? m->state_bytes
-                           : m->state_want && !(grow && promised > m->state_want) ? m->state_want
-                                                                                  : promised;
-    if (grow && promised > m->state_want) {
+    bind.state_bytes_max = m->state_segment          ? m->state_bytes
+                           : m->state_want && !grows ? m->state_want
+                                                     : promised;
+    if (grows) {
         m->info.golden[0] = 0; /* a longer context may turn its positions otherwise */
     } else if (m->info.known) {
         bind.ctx = m->info.ctx; /* requests were admitted to this context: it is not cut later */

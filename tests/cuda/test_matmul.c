@@ -350,6 +350,19 @@ static void look_ups_agree_with_the_cpu(void **state)
     }
 }
 
+/* The same op on both sides; its weights and y are filled in here. */
+static void both_experts(struct twins *t, const struct pair *p, struct op_matmul_experts op,
+                         float *want, float *got)
+{
+    struct err err;
+    op.w = &p->cpu;
+    op.y = want;
+    assert_ok(t->cpu->ops->matmul_experts(t->cpu, &op, &err), err);
+    op.w = &p->cuda;
+    op.y = got;
+    assert_ok(t->cuda->ops->matmul_experts(t->cuda, &op, &err), err);
+}
+
 static void experts_agree_with_the_cpu(void **state)
 {
     struct twins *t = *state;
@@ -366,24 +379,18 @@ static void experts_agree_with_the_cpu(void **state)
     static float want[ROWS * M], got[ROWS * M];
     float *x = twins_floats(ROWS / SHARE * K, 1, 5), *bias = twins_floats(EXPERTS * M, 1, 6);
     float *scale = twins_floats(EXPERTS, 1, 7);
-    struct err err;
     for (size_t i = 0; i < sizeof some / sizeof some[0]; i++) {
         struct pair p;
         make(t, some[i].dtype, 512, M, some[i].n, i % 2, &p);
-        struct op_matmul_experts op = { .w = &p.cpu,
-                                        .bias = bias,
-                                        .scale = scale,
-                                        .experts = experts,
-                                        .x = x,
-                                        .x_stride = K,
-                                        .x_share = SHARE,
-                                        .n_rows = ROWS,
-                                        .y = want,
-                                        .y_stride = M };
-        assert_ok(t->cpu->ops->matmul_experts(t->cpu, &op, &err), err);
-        op.w = &p.cuda;
-        op.y = got;
-        assert_ok(t->cuda->ops->matmul_experts(t->cuda, &op, &err), err);
+        const struct op_matmul_experts op = { .bias = bias,
+                                              .scale = scale,
+                                              .experts = experts,
+                                              .x = x,
+                                              .x_stride = K,
+                                              .x_share = SHARE,
+                                              .n_rows = ROWS,
+                                              .y_stride = M };
+        both_experts(t, &p, op, want, got);
         bool floats = quant_info(some[i].dtype)->sub == 0;
         twins_compare(got, want, ROWS * M, floats ? 1e-5 : 0, dtype_get(some[i].dtype)->name);
         drop(t, &p);
@@ -450,20 +457,15 @@ static void the_exact_setting_gives_the_cpus_bits(void **state)
         multiply(t.cpu, &p.cpu, x, N, bias, want);
         multiply(t.cuda, &p.cuda, x, N, bias, got);
         twins_compare(got, want, N * M, 0, name);
-        struct op_matmul_experts op = { .w = &p.cpu,
-                                        .bias = bias,
-                                        .scale = scale,
-                                        .experts = experts,
-                                        .x = x,
-                                        .x_stride = K,
-                                        .x_share = SHARE,
-                                        .n_rows = N,
-                                        .y = want,
-                                        .y_stride = M };
-        assert_ok(t.cpu->ops->matmul_experts(t.cpu, &op, &err), err);
-        op.w = &p.cuda;
-        op.y = got;
-        assert_ok(t.cuda->ops->matmul_experts(t.cuda, &op, &err), err);
+        const struct op_matmul_experts op = { .bias = bias,
+                                              .scale = scale,
+                                              .experts = experts,
+                                              .x = x,
+                                              .x_stride = K,
+                                              .x_share = SHARE,
+                                              .n_rows = N,
+                                              .y_stride = M };
+        both_experts(&t, &p, op, want, got);
         twins_compare(got, want, N * M, 0, name);
         drop(&t, &p);
     }

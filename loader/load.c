@@ -18,6 +18,7 @@
 #include "loader/order.h"
 #include "loader/publish.h"
 #include "loader/room.h"
+#include "loader/window.h"
 #include "proto/bytes.h"
 #include "proto/log.h"
 
@@ -37,6 +38,7 @@ struct load {
     enum weights_layout layout;
     uint64_t data_bytes;
     struct order order;
+    struct window window;
     uint64_t rate; /* bytes per second at most; 0: no limit */
     uint64_t digest;
     struct publish publish;
@@ -165,6 +167,7 @@ void load_close(struct load **l)
         }
         free(part->path);
     }
+    window_clear(&(*l)->window);
     order_clear(&(*l)->order);
     publish_end(&(*l)->publish);
     free(*l);
@@ -246,10 +249,11 @@ static int place_parts(struct load *l, struct err *err)
     return 0;
 }
 
-/* As the forward pass will ask for it. */
-static int plan_reads(struct load *l, struct err *err)
+/* All tensors, by file and then as each file names them: an array for the caller to free, or NULL. */
+static struct order_tensor *list_tensors(const struct load *l,
+                                         struct order_file files[SOURCE_PARTS_MAX],
+                                         uint64_t *n_tensors_out, struct err *err)
 {
-    struct order_file files[SOURCE_PARTS_MAX];
     uint64_t n_tensors = 0, n = 0;
     for (uint32_t i = 0; i < l->n_parts; i++) {
         const struct part *part = &l->parts[i];
@@ -260,7 +264,8 @@ static int plan_reads(struct load *l, struct err *err)
     }
     struct order_tensor *tensors = calloc(n_tensors + 1, sizeof *tensors);
     if (!tensors) {
-        return err_set(err, ERR_NO_MEMORY, "no memory for the order of reading");
+        err_set(err, ERR_NO_MEMORY, "no memory for the order of reading");
+        return NULL;
     }
     for (uint32_t i = 0; i < l->n_parts; i++) {
         const struct gguf *g = &l->parts[i].gguf;
@@ -272,10 +277,50 @@ static int plan_reads(struct load *l, struct err *err)
                                                   .size_bytes = from->size_bytes };
         }
     }
-    int rc = order_init(&l->order, tensors, n, files, l->n_parts,
-                        l->parts[0].gguf.data_off % WEIGHTS_PAGE, err);
+    *n_tensors_out = n;
+    return tensors;
+}
+
+/* As the forward pass will ask for it. */
+static int plan_reads(struct load *l, struct err *err)
+{
+    struct order_file files[SOURCE_PARTS_MAX];
+    uint64_t n;
+    struct order_tensor *tensors = list_tensors(l, files, &n, err);
+    int rc = tensors ? order_init(&l->order, tensors, n, files, l->n_parts,
+                                  l->parts[0].gguf.data_off % WEIGHTS_PAGE, err)
+                     : -1;
     free(tensors);
     return rc;
+}
+
+uint64_t load_window_least(struct load *l, struct err *err)
+{
+    struct order_file files[SOURCE_PARTS_MAX];
+    uint64_t n;
+    struct order_tensor *tensors = list_tensors(l, files, &n, err);
+    if (tensors) {
+        order_sort(tensors, n);
+    }
+    int rc = tensors ? window_init(&l->window, &l->order, tensors, n, files, l->n_parts,
+                                   l->parts[0].gguf.data_off % WEIGHTS_PAGE, err)
+                     : -1;
+    free(tensors);
+    return rc < 0 ? 0 : window_least(&l->window);
+}
+
+void load_window(struct load *l, uint64_t bytes, const struct uploaded *uploaded)
+{
+    assert(l->layout ==
+           WEIGHTS_LAYOUT_FILE); /* what is laid by groups of rows goes through memory twice */
+    const char *poison = getenv("HEARTH_LOAD_POISON");
+    window_open(&l->window, bytes, uploaded);
+    l->window.poison = poison && *poison == '1';
+}
+
+uint64_t load_kept_bytes(const struct load *l)
+{
+    return l->publish.data_off + l->window.kept_bytes;
 }
 
 int load_parse(struct load *l, enum weights_layout layout, struct err *err)
@@ -473,6 +518,7 @@ int load_publish(struct load *l, int fd, struct err *err)
         return -1;
     }
     const struct gguf *first = &l->parts[0].gguf;
+    weights_builder_window(manifest, l->window.bytes);
     int rc = collect(l, manifest, err);
     if (rc == 0) {
         rc = publish_begin(&l->publish, fd, manifest, first->data_off, l->data_bytes, l->digest,
@@ -521,7 +567,12 @@ int load_fill(struct load *l, struct source *s, struct err *err)
                                          .seg_off = l->publish.data_off + run->off,
                                          .size_bytes = run->size_bytes };
     }
+    struct weights_header *header = (struct weights_header *)(void *)l->publish.base;
+    bool windowed = l->window.bytes != 0;
     int rc = -1;
+    if (windowed) {
+        source_hold(s, l->window.read_bytes_max);
+    }
     if (!spans) {
         err_set(err, ERR_NO_MEMORY, "no memory for the parts");
     } else if (layout) {
@@ -529,13 +580,15 @@ int load_fill(struct load *l, struct source *s, struct err *err)
     }
     for (uint64_t upto = 0; rc == 0 && upto < l->order.total_bytes;) {
         uint64_t before = upto;
-        rc = source_wait(s, &upto, err);
+        rc = windowed ? window_move(&l->window, s, l->publish.fd, header, false, err) : 0;
+        rc = rc == 0 ? source_wait(s, &upto, err) : rc;
         if (rc == 0) {
             announce(l, layout, before, upto);
         }
     }
     if (rc == 0) {
         publish_advance(&l->publish, l->data_bytes); /* what lies between the parts is nobody's */
+        rc = windowed ? window_move(&l->window, s, l->publish.fd, header, true, err) : 0;
     }
     free(spans);
     layout_destroy(&layout);

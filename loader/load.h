@@ -6,6 +6,7 @@
  *   load_fill      the data, behind the watermark, in the order of order.h
  *
  * A model cut into parts is opened by the name of any of them: the names of all follow from it.
+ * Where memory is short, load_window between parse and publish: then the data is never there as a whole (window.h).
  * One thread. clients/direct uses the two functions at the end instead. */
 #pragma once
 
@@ -14,6 +15,7 @@
 
 #include "loader/source.h"
 #include "proto/err.h"
+#include "proto/uploaded.h"
 #include "proto/weights.h"
 
 struct load; /* opaque */
@@ -71,6 +73,16 @@ int load_find_tensor(const struct load *l, const char *name, struct load_tensor 
 /* Bytes [off, off + size_bytes) of a tensor, which the caller keeps inside of it. ERR_IO, ERR_BAD_FILE. */
 int load_read_tensor(const struct load *l, const struct load_tensor *t, uint64_t off, void *to,
                      uint64_t size_bytes, struct err *err);
+
+/* The least window (window.h) by which it can be loaded. 0 with an error: ERR_NO_MEMORY. After load_parse. */
+uint64_t load_window_least(struct load *l, struct err *err);
+
+/* The data will never be there as a whole, but by a window of so many bytes, at least the least. uploaded: the worker's word,
+ * borrowed. Only in the file's layout. Between load_window_least and load_publish. */
+void load_window(struct load *l, uint64_t bytes, const struct uploaded *uploaded);
+
+/* Of the segment's bytes those that stay there when all has been uploaded. After load_publish. */
+uint64_t load_kept_bytes(const struct load *l);
 
 /* Makes fd (an empty memfd, borrowed, kept open by the caller) the segment. */
 int load_publish(struct load *l, int fd, struct err *err);

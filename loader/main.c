@@ -32,10 +32,12 @@ struct options {
     enum source_kind source;
     int n_threads;
     uint64_t budget_bytes;
-    uint64_t rate; /* bytes per second at most; 0: no limit */
-    bool check;    /* only whether the head is accepted */
-    int out_fd;    /* -1: the keeper's grant */
-    char *lora;    /* PATH of an adapter, NULL: none */
+    uint64_t rate;   /* bytes per second at most; 0: no limit */
+    bool check;      /* only whether the head is accepted */
+    int out_fd;      /* -1: the keeper's grant */
+    char *lora;      /* PATH of an adapter, NULL: none */
+    uint64_t window; /* bytes of data that may be there at once; 0: all of it stays */
+    int window_fd;   /* the worker's word beside --window; -1: the keeper's second grant */
     float lora_scale;
 };
 
@@ -71,12 +73,18 @@ static int parse_lora(char *text, struct options *o, struct err *err)
 static int parse_options(struct options *o, int argc, char **argv, struct err *err)
 {
     static const struct option longs[] = {
-        { "layout", required_argument, NULL, 'l' },  { "source", required_argument, NULL, 's' },
-        { "threads", required_argument, NULL, 't' }, { "ram-budget", required_argument, NULL, 'b' },
-        { "out-fd", required_argument, NULL, 'o' },  { "lora", required_argument, NULL, 'a' },
-        { "check", no_argument, NULL, 'c' },         { NULL, 0, NULL, 0 },
+        { "layout", required_argument, NULL, 'l' },
+        { "source", required_argument, NULL, 's' },
+        { "threads", required_argument, NULL, 't' },
+        { "ram-budget", required_argument, NULL, 'b' },
+        { "out-fd", required_argument, NULL, 'o' },
+        { "lora", required_argument, NULL, 'a' },
+        { "check", no_argument, NULL, 'c' },
+        { "window", required_argument, NULL, 'w' },
+        { "window-fd", required_argument, NULL, 'f' },
+        { NULL, 0, NULL, 0 },
     };
-    *o = (struct options){ .budget_bytes = ROOM_NO_BUDGET, .out_fd = -1 };
+    *o = (struct options){ .budget_bytes = ROOM_NO_BUDGET, .out_fd = -1, .window_fd = -1 };
     const char *rate = getenv("HEARTH_LOAD_RATE"); /* a slow disk, for tests */
     if (rate && parse_size(rate, "HEARTH_LOAD_RATE", &o->rate, err) < 0) {
         return -1;
@@ -110,6 +118,12 @@ static int parse_options(struct options *o, int argc, char **argv, struct err *e
         case 'o':
             rc = parse_int(optarg, "out-fd", &o->out_fd, err);
             break;
+        case 'w':
+            rc = parse_size(optarg, "--window", &o->window, err);
+            break;
+        case 'f':
+            rc = parse_int(optarg, "window-fd", &o->window_fd, err);
+            break;
         case 'c':
             o->check = true;
             break;
@@ -124,6 +138,9 @@ static int parse_options(struct options *o, int argc, char **argv, struct err *e
         return err_set(err, ERR_USAGE, "one model file, not %d", argc - optind);
     }
     o->path = argv[optind];
+    if (o->window && o->layout != WEIGHTS_LAYOUT_FILE) {
+        return err_set(err, ERR_USAGE, "--window goes with --layout file");
+    }
     return 0;
 }
 
@@ -149,11 +166,36 @@ static double now_s(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-/* The story, once everything that needs rights is open. */
-static int load(struct load *l, struct source *source, const struct options *o, int fd, int meminfo,
-                int channel, struct err *err)
+/* Room for all of it, or for a window: the one asked for, no less than this model needs, less where there is less room. */
+static int make_room(struct load *l, const struct options *o, const struct uploaded *uploaded,
+                     int meminfo, uint64_t *window, struct err *err)
+{
+    uint64_t data = load_data_bytes(l);
+    *window = 0;
+    if (!uploaded) {
+        return room_check(meminfo, data, o->budget_bytes, err);
+    }
+    uint64_t least = load_window_least(l, err);
+    if (least == 0) {
+        return -1;
+    }
+    *window = o->window > least ? o->window : least;
+    if (*window > least && room_check(meminfo, *window, o->budget_bytes, err) < 0) {
+        *window = least;
+    }
+    if (room_check(meminfo, *window, o->budget_bytes, err) < 0) {
+        return err_wrap(err, "a window over %.1f MiB of weights", (double)data / 0x1p20);
+    }
+    load_window(l, *window, uploaded);
+    return 0;
+}
+
+/* The story, once everything that needs rights is open. uploaded: the worker's word, of a load by a window; else NULL. */
+static int load(struct load *l, struct source *source, const struct options *o,
+                const struct uploaded *uploaded, int fd, int meminfo, int channel, struct err *err)
 {
     char arch[64];
+    uint64_t window;
     if (load_parse(l, o->layout, err) < 0 || load_check_model(l, err) < 0) {
         return -1;
     }
@@ -161,8 +203,7 @@ static int load(struct load *l, struct source *source, const struct options *o, 
         return 0;
     }
     load_architecture(l, arch, sizeof arch);
-    if (room_check(meminfo, load_data_bytes(l), o->budget_bytes, err) < 0 ||
-        load_publish(l, fd, err) < 0) {
+    if (make_room(l, o, uploaded, meminfo, &window, err) < 0 || load_publish(l, fd, err) < 0) {
         return -1;
     }
     struct load_identity id;
@@ -170,8 +211,9 @@ static int load(struct load *l, struct source *source, const struct options *o, 
     char text[256];
     snprintf(text, sizeof text,
              "device=%" PRIu64 " inode=%" PRIu64 " size=%" PRIu64 " mtime_ns=%" PRId64
-             " digest=%016" PRIx64 " arch=%s",
-             id.device, id.inode, id.size_bytes, id.mtime_ns, id.digest, arch);
+             " digest=%016" PRIx64 " window=%" PRIu64 " kept=%" PRIu64 " arch=%s",
+             id.device, id.inode, id.size_bytes, id.mtime_ns, id.digest, window,
+             window ? load_kept_bytes(l) : load_segment_bytes(l), arch);
     log_info("head accepted: segment of %" PRIu64 " bytes, %s", load_segment_bytes(l), text);
     note(channel, CHANNEL_NOTE_HEADER, load_segment_bytes(l), text);
 
@@ -201,12 +243,13 @@ int main(int argc, char **argv)
     struct heritage heritage;
     struct load *l = NULL;
     struct source *source = NULL;
+    struct uploaded *uploaded = NULL;
     int channel = -1, meminfo = -1, rc = -1;
     if (parse_options(&o, argc, argv, &err) < 0) {
         fprintf(stderr,
                 "hearth-loader: %s; hearth-loader [--layout file|rows16] "
                 "[--source auto|uring|pread|mmap] [--threads N] [--ram-budget SIZE] "
-                "[--lora PATH:SCALE] [--out-fd N] [--check] FILE\n",
+                "[--lora PATH:SCALE] [--window SIZE] [--out-fd N] [--window-fd N] [--check] FILE\n",
                 err.text);
         return err_exit_code(err.code);
     }
@@ -219,6 +262,13 @@ int main(int argc, char **argv)
         fd = HERITAGE_GRANT_FD;
     }
 
+    if (o.window && !o.check) {
+        int word = o.window_fd >= 0 ? o.window_fd : HERITAGE_GRANT_FD + 1;
+        uploaded = uploaded_map(word, false, &err);
+        if (!uploaded) {
+            goto end;
+        }
+    }
     bool direct = o.source == SOURCE_AUTO || o.source == SOURCE_URING;
     l = load_open(o.path, direct, &err);
     if (!l || (o.lora && load_open_adapter(l, o.lora, o.lora_scale, direct, &err) < 0)) {
@@ -235,11 +285,12 @@ int main(int argc, char **argv)
         log_warn("%s: goes on unconfined", err.text);
         err = (struct err){ 0 };
     }
-    rc = load(l, source, &o, fd, meminfo, channel, &err);
+    rc = load(l, source, &o, uploaded, fd, meminfo, channel, &err);
 
 end:
     source_close(&source);
     load_close(&l);
+    uploaded_unmap(uploaded);
     if (rc < 0) {
         log_error("%s", err.text);
         note(channel, CHANNEL_NOTE_FAILED, err.code, err.text);

@@ -8,18 +8,21 @@
 
 uint32_t order_group(const char *name, size_t len)
 {
-    static const char layer[] = "blk.", last[] = "output";
+    static const char first[] = "rope_", layer[] = "blk.", last[] = "output";
+    if (len >= sizeof first - 1 && memcmp(name, first, sizeof first - 1) == 0) {
+        return ORDER_FIRST;
+    }
     if (len >= sizeof last - 1 && memcmp(name, last, sizeof last - 1) == 0) {
         return UINT32_MAX;
     }
     if (len < sizeof layer || memcmp(name, layer, sizeof layer - 1) != 0) {
-        return 0;
+        return 1;
     }
     uint32_t number = 0;
     for (size_t i = sizeof layer - 1; i < len && name[i] >= '0' && name[i] <= '9'; i++) {
         number = number < 1u << 20 ? number * 10 + (uint32_t)(name[i] - '0') : number;
     }
-    return 1 + number;
+    return 2 + number;
 }
 
 static int by_tensor_off(const void *a, const void *b)
@@ -118,9 +121,7 @@ int order_init(struct order *o, struct order_tensor *tensors, size_t n_tensors,
         order_clear(o);
         return err_set(err, ERR_NO_MEMORY, "no memory for the order of %zu tensors", n_tensors);
     }
-    if (n_tensors > 0) {
-        qsort(tensors, n_tensors, sizeof *tensors, by_tensor_off);
-    }
+    order_sort(tensors, n_tensors);
     o->n_by_off = cut(pages, tensors, n_tensors, files, n_files, phase);
     for (size_t i = 0; i < o->n_by_off; i++) {
         o->by_off[i] = run_of(&pages[i], &files[pages[i].file_idx], phase);
@@ -141,6 +142,13 @@ int order_init(struct order *o, struct order_tensor *tensors, size_t n_tensors,
     }
     qsort(o->by_off, o->n_by_off, sizeof *o->by_off, by_off);
     return 0;
+}
+
+void order_sort(struct order_tensor *tensors, size_t n_tensors)
+{
+    if (n_tensors > 0) {
+        qsort(tensors, n_tensors, sizeof *tensors, by_tensor_off);
+    }
 }
 
 void order_clear(struct order *o)

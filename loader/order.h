@@ -41,8 +41,13 @@ int order_init(struct order *o, struct order_tensor *tensors, size_t n_tensors,
                const struct order_file *files, uint32_t n_files, uint64_t phase, struct err *err);
 void order_clear(struct order *o);
 
+/* By off, as order_init leaves them. */
+void order_sort(struct order_tensor *tensors, size_t n_tensors);
+
 /* What the count of bytes read must reach for [off, off + size_bytes) to be there. */
 uint64_t order_ready(const struct order *o, uint64_t off, uint64_t size_bytes);
 
-/* 0 for what comes before the layers, 1 + N for layer N, UINT32_MAX for the output. */
+/* ORDER_FIRST for what a worker needs to bind the model (rotary factors), 1 for what else comes before the layers, 2 + N for layer N,
+ * UINT32_MAX for the output. */
+#define ORDER_FIRST 0u
 uint32_t order_group(const char *name, size_t len);

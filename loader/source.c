@@ -75,7 +75,7 @@ struct source *source_open(enum source_kind kind, const struct source_file *file
 /* Cuts the spans into chunks: whole pages, the first and the last ones reaching beyond the span. */
 static int cut(struct source *s, const struct source_span *spans, uint32_t n_spans, struct err *err)
 {
-    uint64_t step = s->ops->chunk_bytes;
+    uint64_t step = s->read_bytes_max ? s->read_bytes_max : s->ops->chunk_bytes;
     size_t n = 0;
     for (uint32_t i = 0; i < n_spans; i++) {
         n += (size_t)(spans[i].size_bytes / step) + 2;
@@ -118,7 +118,41 @@ int source_start(struct source *s, const struct source_target *target,
     if (cut(s, spans, n_spans, err) < 0) {
         return -1;
     }
+    s->n_allowed = s->held ? 0 : s->n_chunks;
     return s->n_chunks ? s->ops->start(s, err) : 0;
+}
+
+uint32_t source_hold(struct source *s, uint64_t read_bytes_max)
+{
+    uint64_t most = read_bytes_max & ~(uint64_t)(WEIGHTS_PAGE - 1);
+    assert(!s->chunks);
+    most = most < WEIGHTS_PAGE ? WEIGHTS_PAGE : most;
+    s->held = true;
+    s->read_bytes_max = most < s->ops->chunk_bytes ? (uint32_t)most : s->ops->chunk_bytes;
+    return s->read_bytes_max;
+}
+
+void source_allow(struct source *s, uint64_t upto)
+{
+    size_t n = s->n_allowed;
+    while (s->held && n < s->n_chunks &&
+           s->allowed + s->chunks[n].size_bytes - s->chunks[n].head <= upto) {
+        s->allowed += s->chunks[n].size_bytes - s->chunks[n].head;
+        n++;
+    }
+    if (n == s->n_allowed) {
+        return;
+    }
+    if (s->ops->allow) {
+        s->ops->allow(s, n);
+    } else {
+        s->n_allowed = n;
+    }
+}
+
+bool source_is_held(const struct source *s)
+{
+    return s->n_leading == s->n_allowed && s->n_leading < s->n_chunks;
 }
 
 int source_wait(struct source *s, uint64_t *upto, struct err *err)

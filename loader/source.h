@@ -10,6 +10,7 @@
  * One thread owns a source; the source's own threads touch nothing else. */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -56,6 +57,16 @@ struct source *source_open(enum source_kind kind, const struct source_file *file
 
 /* "uring", "pread" or "mmap". */
 const char *source_name(const struct source *s);
+
+/* Before source_start: of the spans only that is read which source_allow has allowed, by reads of at most so many bytes
+ * (rounded to whole pages); what that comes to is returned. */
+uint32_t source_hold(struct source *s, uint64_t read_bytes_max);
+
+/* So many bytes of the spans, in their order, may be read; grows only. What lies in a read that reaches beyond waits. */
+void source_allow(struct source *s, uint64_t upto);
+
+/* All that was allowed is there, and not all: source_wait would wait for ever. */
+bool source_is_held(const struct source *s);
 
 /* Begins to read spans (in this order, copied) into the target (borrowed until closed). Once. */
 int source_start(struct source *s, const struct source_target *target,

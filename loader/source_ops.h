@@ -19,6 +19,8 @@ struct source_ops {
     uint32_t chunk_bytes; /* of the largest chunk; a multiple of 4 KiB */
     int (*open)(struct source *s, struct err *err);
     int (*start)(struct source *s, struct err *err);
+    /* More chunks may be begun: the first n (n_allowed becomes that). NULL: nobody but the owner looks. */
+    void (*allow)(struct source *s, size_t n);
     /* Blocks until at least one more chunk is done (sets its flag), or fails. */
     int (*wait)(struct source *s, struct err *err);
     void (*close)(struct source *s);
@@ -33,9 +35,13 @@ struct source {
     struct source_chunk *chunks; /* owned, in the order of reading */
     bool *done;                  /* owned, one per chunk; the way's own thread writes it */
     size_t n_chunks;
-    size_t n_leading; /* chunks done from the first on */
-    uint64_t upto;    /* bytes of their spans */
-    void *own;        /* the way's own state */
+    size_t n_leading;        /* chunks done from the first on */
+    uint64_t upto;           /* bytes of their spans */
+    bool held;               /* chunks are begun as they are allowed ... */
+    size_t n_allowed;        /* ... and these are; the owner writes it, as `allow` says */
+    uint64_t allowed;        /* bytes of their spans */
+    uint32_t read_bytes_max; /* of the largest chunk; 0: the way's own */
+    void *own;               /* the way's own state */
 };
 
 extern const struct source_ops source_pread_ops;

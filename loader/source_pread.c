@@ -32,7 +32,7 @@ static void *pool_thread(void *arg)
     struct pool *p = s->own;
     pthread_mutex_lock(&p->lock);
     for (;;) {
-        while (!p->stopping && (!p->started || p->next >= s->n_chunks || p->failed)) {
+        while (!p->stopping && (!p->started || p->next >= s->n_allowed || p->failed)) {
             pthread_cond_wait(&p->work, &p->lock);
         }
         if (p->stopping) {
@@ -123,6 +123,15 @@ static int pool_start(struct source *s, struct err *err)
     return 0;
 }
 
+static void pool_allow(struct source *s, size_t n)
+{
+    struct pool *p = s->own;
+    pthread_mutex_lock(&p->lock);
+    s->n_allowed = n;
+    pthread_cond_broadcast(&p->work);
+    pthread_mutex_unlock(&p->lock);
+}
+
 static int pool_wait(struct source *s, struct err *err)
 {
     struct pool *p = s->own;
@@ -151,6 +160,7 @@ const struct source_ops source_pread_ops = {
     .chunk_bytes = CHUNK_BYTES,
     .open = pool_open,
     .start = pool_start,
+    .allow = pool_allow,
     .wait = pool_wait,
     .close = pool_close,
 };

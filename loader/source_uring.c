@@ -198,7 +198,8 @@ static int ring_start(struct source *s, struct err *err)
     struct ring *r = s->own;
     pthread_mutex_lock(&r->lock);
     r->started = true;
-    r->n_wanted = AHEAD_BYTES / CHUNK_BYTES < s->n_chunks ? AHEAD_BYTES / CHUNK_BYTES : s->n_chunks;
+    r->n_wanted = AHEAD_BYTES / CHUNK_BYTES < s->n_allowed ? AHEAD_BYTES / CHUNK_BYTES
+                                                           : s->n_allowed;
     pthread_cond_broadcast(&r->news);
     pthread_mutex_unlock(&r->lock);
     return 0;
@@ -228,9 +229,9 @@ static int submit_all(struct source *s, struct err *err)
     struct ring *r = s->own;
     pthread_mutex_lock(&r->lock);
     size_t wanted = r->next + AHEAD_BYTES / CHUNK_BYTES;
-    r->n_wanted = wanted < s->n_chunks ? wanted : s->n_chunks;
+    r->n_wanted = wanted < s->n_allowed ? wanted : s->n_allowed;
     pthread_cond_broadcast(&r->news);
-    while (r->n_flights == 0 && r->next < s->n_chunks && r->n_touched <= r->next && !r->failed) {
+    while (r->n_flights == 0 && r->next < s->n_allowed && r->n_touched <= r->next && !r->failed) {
         pthread_cond_wait(&r->news, &r->lock);
     }
     size_t ready = r->n_touched;

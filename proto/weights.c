@@ -13,7 +13,7 @@
 #include "proto/bytes.h"
 
 static_assert(sizeof(struct weights_header) <= WEIGHTS_PAGE, "the header is one page");
-static_assert(sizeof(struct weights_header) == 120, "the segment's header");
+static_assert(sizeof(struct weights_header) == 136, "the segment's header");
 static_assert(sizeof(struct weights_tensor_row) == 80, "the segment's tensor row");
 
 static const struct {

@@ -32,7 +32,7 @@
 #endif
 
 #define WEIGHTS_MAGIC    0x3157485448524548ull /* "HERTHHW1" as bytes */
-#define WEIGHTS_VERSION  2
+#define WEIGHTS_VERSION  3
 #define WEIGHTS_DIMS_MAX 4
 #define WEIGHTS_PAGE     4096 /* what direct reads want file and memory offsets to share */
 
@@ -83,6 +83,10 @@ struct weights_header {
     uint32_t file_version; /* 2 or 3 */
     uint32_t reserved;
     WEIGHTS_ATOMIC uint64_t watermark; /* bytes of data complete; data_bytes when done */
+    /* Loaded by a window (loader/window.h): at most so many bytes of data stand here at once, what was uploaded is gone,
+     * and only the worker that it was loaded for ever reads it. 0: all of it stays. */
+    uint64_t window;
+    WEIGHTS_ATOMIC uint64_t wants; /* the loader waits until so many are uploaded; 0: it does not */
 };
 
 struct weights_tensor_row {
@@ -210,12 +214,18 @@ int weights_builder_add_tensor(struct weights_builder *b, const char *name, size
 /* What the watermark must reach for the tensor that was added last; without this call, the tensor's end. */
 void weights_builder_ready(struct weights_builder *b, uint64_t ready);
 
+/* The data will be there by a window of so many bytes only. */
+void weights_builder_window(struct weights_builder *b, uint64_t bytes);
+
 /* Sizes fd (a memfd), writes header, metadata and table. data_bytes is the size of the data section; its start
  * is congruent to file_data_off modulo 4 KiB. Returns through *data_off where data begins.
  * fd is borrowed; the caller seals it (F_SEAL_SHRINK | F_SEAL_GROW) afterwards. */
 int weights_builder_write(struct weights_builder *b, int fd, uint64_t file_data_off,
                           uint64_t data_bytes, uint64_t digest, uint32_t file_version,
                           uint64_t *data_off, struct err *err);
+
+/* Says in a writable mapping of the header what the loader waits for; 0: nothing. */
+void weights_want(struct weights_header *header, uint64_t uploaded);
 
 /* Advances the watermark of a writable mapping of the header; release order. */
 void weights_advance(struct weights_header *header, uint64_t watermark);

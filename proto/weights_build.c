@@ -50,6 +50,7 @@ struct weights_builder {
     size_t n_kvs, kvs_cap;
     struct build_tensor *tensors;
     size_t n_tensors, tensors_cap;
+    uint64_t window;
 };
 
 struct weights_builder *weights_builder_create(struct err *err)
@@ -316,6 +317,11 @@ static void write_kv(const struct build_kv *kv, uint8_t *p)
     }
 }
 
+void weights_builder_window(struct weights_builder *b, uint64_t bytes)
+{
+    b->window = bytes;
+}
+
 int weights_builder_write(struct weights_builder *b, int fd, uint64_t file_data_off,
                           uint64_t data_bytes, uint64_t digest, uint32_t file_version,
                           uint64_t *data_off, struct err *err)
@@ -328,7 +334,8 @@ int weights_builder_write(struct weights_builder *b, int fd, uint64_t file_data_
                                 .n_tensors = b->n_tensors,
                                 .data_bytes = data_bytes,
                                 .digest = digest,
-                                .file_version = file_version };
+                                .file_version = file_version,
+                                .window = b->window };
     for (size_t i = 0; i < b->n_kvs; i++) {
         h.kv_bytes += kv_room(&b->kvs[i]);
     }
@@ -392,4 +399,9 @@ void weights_advance(struct weights_header *header, uint64_t watermark)
     assert(watermark <= header->data_bytes);
     assert(watermark >= atomic_load_explicit(&header->watermark, memory_order_relaxed));
     atomic_store_explicit(&header->watermark, watermark, memory_order_release);
+}
+
+void weights_want(struct weights_header *header, uint64_t uploaded)
+{
+    atomic_store_explicit(&header->wants, uploaded, memory_order_release);
 }

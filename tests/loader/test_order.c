@@ -148,8 +148,9 @@ static void layers_come_in_their_order_and_the_output_last(void **unused)
         before = ready;
     }
     order_clear(&o);
-    assert_int_equal(order_group("blk.7", 5), 8);
-    assert_int_equal(order_group("blk.", 4), 0);
+    assert_int_equal(order_group("blk.7", 5), 9);
+    assert_int_equal(order_group("blk.", 4), 1);
+    assert_int_equal(order_group("rope_freqs.weight", 17), ORDER_FIRST);
     assert_int_equal(order_group("output_norm.weight", 18), UINT32_MAX);
 }
 

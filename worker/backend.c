@@ -54,14 +54,16 @@ struct backend *backend_open(const char *name, const struct backend_options *opt
     return NULL;
 }
 
-const char *backend_choose(const char *name)
+const char *backend_choose(const char *name,
+                           bool (*judge)(void *arg, const char *device, struct err *err), void *arg)
 {
     if (!name || strcmp(name, "auto") != 0) {
         return name ? name : "cpu";
     }
     struct err err = { 0 };
     size_t i = 0;
-    while (backends[i].available && !backends[i].available(&err)) {
+    while (backends[i].available &&
+           !(judge ? judge(arg, backends[i].best, &err) : backends[i].available(&err))) {
         i++;
         log_info("%s; auto means %s", err.text, backends[i].best);
     }

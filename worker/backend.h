@@ -504,9 +504,11 @@ struct backend_options {
     uint64_t budget_bytes; /* of device memory; 0: all of it */
 };
 
-/* What an option --device means. "auto": the best backend of this build that this machine can open, with one line in
- * the log when a better one was passed over; NULL: "cpu"; any other name: itself. */
-const char *backend_choose(const char *name);
+/* What an option --device means. "auto": the best backend of this build that `judge` takes (NULL: that the machine has), with
+ * one line in the log for each better one and the reason that judge left in err; NULL: "cpu"; any other name: itself. */
+const char *backend_choose(const char *name,
+                           bool (*judge)(void *arg, const char *device, struct err *err),
+                           void *arg);
 
 /* Opens "cpu" (or a name that this build has: "cuda:0"). The owner is the loop thread.
  * Errors: ERR_USAGE for a name that is not in the table, ERR_FAILED where its device is missing, ERR_NO_MEMORY,

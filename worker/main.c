@@ -13,6 +13,7 @@
 #include "proto/heritage.h"
 #include "proto/log.h"
 #include "worker/backend.h"
+#include "worker/selftest.h"
 #include "worker/serve.h"
 
 struct arguments {
@@ -35,7 +36,7 @@ static int read_arguments(int argc, char **argv, struct arguments *a, struct err
         long n = 0;
         switch (c) {
         case 'd':
-            a->device = backend_choose(optarg);
+            a->device = optarg;
             break;
         case 't':
             n = strtol(optarg, &end, 10);
@@ -58,6 +59,27 @@ static int read_arguments(int argc, char **argv, struct arguments *a, struct err
         }
     }
     return 0;
+}
+
+/* For backend_choose. */
+static bool passes(void *arg, const char *device, struct err *err)
+{
+    return selftest_passes(device, arg, err);
+}
+
+/* The device that is meant, open and tested: what "auto" takes has passed in a process of its own, what was named passes
+ * here, once it is known to be no CPU. NULL on failure. */
+static struct backend *open_device(struct arguments *a, struct backend_options *options,
+                                   struct err *err)
+{
+    bool named = strcmp(a->device, "auto") != 0;
+    a->device = backend_choose(a->device, passes, options);
+    struct backend *b = backend_open(a->device, options, err);
+    if (b && named && b->ops->mirror && selftest_run(b, err) < 0) {
+        err_wrap(err, "device %s", a->device);
+        backend_close(&b);
+    }
+    return b;
 }
 
 static uint32_t cores(void)
@@ -100,7 +122,6 @@ int main(int argc, char **argv)
     struct serve_options options = {
         .endpoint = endpoint,
         .child = heritage.child,
-        .device = arguments.device,
         .threads = arguments.threads ? arguments.threads : cores(),
         .channel_fd = HERITAGE_CHANNEL_FD,
     };
@@ -110,12 +131,13 @@ int main(int argc, char **argv)
         goto out;
     }
 
-    const struct backend_options backend_options = { .n_threads = options.threads,
-                                                     .budget_bytes = arguments.vram_budget };
-    backend = backend_open(arguments.device, &backend_options, &err);
+    struct backend_options backend_options = { .n_threads = options.threads,
+                                               .budget_bytes = arguments.vram_budget };
+    backend = open_device(&arguments, &backend_options, &err);
     if (!backend) {
         goto out;
     }
+    options.device = arguments.device;
 
     if (confine(CONFINE_WORKER, &err) < 0) {
         log_warn("%s: it goes on unconfined", err.text);

@@ -460,7 +460,7 @@ static int run(struct bench *b, uint32_t n, struct bench_result *r,
         b->n_seqs = q->n_parallel > b->n_seqs ? q->n_parallel : b->n_seqs;
         b->n_pages = pages > b->n_pages ? pages : b->n_pages;
     }
-    const char *device = backend_choose(first_q->device);
+    const char *device = backend_choose(first_q->device, NULL, NULL);
     b->backend = backend_open(device, &options, err);
     if (!b->backend) {
         return -1;

@@ -48,7 +48,7 @@ static int open_model(struct engine *g, const struct eval_question *q,
     if (loader_load_direct(q->model, layout, &g->weights, err) < 0) {
         return -1;
     }
-    g->backend = backend_open(backend_choose(how->device), &backend, err);
+    g->backend = backend_open(backend_choose(how->device, NULL, NULL), &backend, err);
     if (!g->backend) {
         return -1;
     }

@@ -176,7 +176,7 @@ int main(int argc, char **argv)
     options.n_threads = (uint32_t)threads;
     q.ctx_len = (uint32_t)ctx;
     q.n_sequences = (uint32_t)seqs;
-    device = backend_choose(device);
+    device = backend_choose(device, NULL, NULL);
     struct err err = { 0 };
     if (run(argv[0], device, &options, &q, json, &err) < 0) {
         fprintf(stderr, "hearth plan: %s\n", err.text);

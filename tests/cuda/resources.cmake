@@ -1,6 +1,5 @@
 # cuda_resources: every kernel compiled for HEARTH_CUDA_ARCHITECTURES, whether or not this build has the backend, and what each takes of
 # a multiprocessor as a table; fails when a decode kernel spills on the target card (sm_120). Needs nvcc and nothing else; "90-virtual" compiles PTX only.
-find_program(HEARTH_NVCC nvcc PATHS /usr/local/cuda/bin)
 if(NOT HEARTH_NVCC)
     return()
 endif()

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "worker/golden.h"
+#include "worker/selftest.h"
 #include "worker/state.h"
 
 /* A worker's life on a device that fails at call n. */
@@ -129,9 +130,29 @@ static void a_device_that_answers_differently_is_found_out(void **state)
     assert_false(golden_differs(first, model)); /* another question */
 }
 
+/* "auto" takes the device that passes and lives on without the one that ends whoever touches it. */
+static void auto_goes_on_without_a_device_that_fails(void **state)
+{
+    (void)state;
+    const struct backend_options options = { .n_threads = 1 };
+    struct err err = { 0 };
+    if (!selftest_passes("cuda:0", &options, &err)) {
+        fail_msg("%s", err.text);
+    }
+    setenv("HEARTH_EMULATED_FAIL", "60", 1);
+    assert_false(selftest_passes("cuda:0", &options, &err));
+    print_message("%s\n", err.text);
+    unsetenv("HEARTH_EMULATED_FAIL");
+    setenv("HEARTH_EMULATED_DEVICES", "0", 1);
+    assert_false(selftest_passes("cuda:0", &options, &err));
+    print_message("%s\n", err.text);
+    unsetenv("HEARTH_EMULATED_DEVICES");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(auto_goes_on_without_a_device_that_fails),
         cmocka_unit_test(every_fault_ends_the_process_with_one_line),
         cmocka_unit_test(a_device_that_answers_differently_is_found_out),
     };

@@ -515,11 +515,11 @@ static void without_a_device_auto_means_the_cpu(void **state)
     (void)state;
     struct err err;
     const struct backend_options options = { .n_threads = 1 };
-    assert_string_equal(backend_choose("auto"), "cuda:0");
-    assert_string_equal(backend_choose("cuda:1"), "cuda:1");
-    assert_string_equal(backend_choose(NULL), "cpu");
+    assert_string_equal(backend_choose("auto", NULL, NULL), "cuda:0");
+    assert_string_equal(backend_choose("cuda:1", NULL, NULL), "cuda:1");
+    assert_string_equal(backend_choose(NULL, NULL, NULL), "cpu");
     setenv("HEARTH_EMULATED_DEVICES", "0", 1);
-    assert_string_equal(backend_choose("auto"), "cpu");
+    assert_string_equal(backend_choose("auto", NULL, NULL), "cpu");
     assert_null(backend_open("cuda:0", &options, &err));
     assert_int_equal(err.code, ERR_FAILED);
     unsetenv("HEARTH_EMULATED_DEVICES");

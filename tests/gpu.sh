@@ -2,14 +2,16 @@
 # What a bare CUDA machine can say (nvcc, cmake, a C compiler; no ZeroMQ, no protobuf): builds the engine alone, checks the
 # kernels and whole models on the device, then times them, each figure as a share of what the device reaches at best.
 #   tests/gpu.sh [--build DIR] [--models DIR] [--arch 120] [--device cuda:0] [--bench "SYNTH ..."] [--vram-budget SIZE]
-#                [--kv TYPE] [--skip-sanitizer] [--skip-bench] [--emulated BUILD]
+#                [--kv TYPE] [--libraries DIR] [--skip-sanitizer] [--skip-bench] [--skip-system] [--emulated BUILD]
 # --models: a conformance folder (cases.tsv beside one folder for each case); every case is computed on the CPU and on the
 # device and the two answers are compared. --vram-budget 31GiB: as a 32 GB card. --emulated: every line of this script without
-# a device, on the programs of an ordinary BUILD, with tiny sizes (its figures mean nothing). Everything is printed and kept in
+# a device, on the programs of an ordinary BUILD, with tiny sizes (its figures mean nothing). Where the libraries of the whole system
+# are to be had it is built too, and serves on the device under kills: those of the machine, or of --libraries, a folder made
+# by `deploy/packages.sh --unpack DIR` on a Debian or Ubuntu and carried here. Everything is printed and kept in
 # DIR/gpu.log, the table in DIR/gpu.tsv. Exit status: number of steps that failed.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
-build=$root/build-gpu models='' arch='' device=cuda:0 sanitizer=yes timing=yes emulated='' budget='' kv=f16 failed=0
+build=$root/build-gpu models='' arch='' device=cuda:0 sanitizer=yes timing=yes emulated='' budget='' kv=f16 libraries='' system=yes failed=0
 bench='synth:llama:1b:Q8_0 synth:llama:8b:Q8_0 synth:gemma3:27b:Q8_0 synth:qwen2:32b:Q8_0 synth:llama:70b:IQ3_M synth:qwen3moe:30b-a3b:Q8_0'
 
 while [ $# -gt 0 ]; do
@@ -22,6 +24,8 @@ while [ $# -gt 0 ]; do
     --vram-budget) budget=$2; shift 2 ;;
     --kv) kv=$2; shift 2 ;;
     --emulated) emulated=$2; shift 2 ;;
+    --libraries) libraries=$(cd "$2" && pwd) || exit 2; shift 2 ;;
+    --skip-system) system=no; shift ;;
     --skip-sanitizer) sanitizer=no; shift ;;
     --skip-bench) timing=no; shift ;;
     *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
@@ -128,7 +132,68 @@ table() {
               field("upload_gbs"), field("swap_gbs"), share(field("swap_gbs"), ceiling["up"]) }' "$build/ceilings.tsv" "$build/bench-all.jsonl"
 }
 
+# ---- the whole system ----
+
+# The words that exist, as a list with colons.
+existing() {
+    list=''
+    for path in "$@"; do
+        [ ! -d "$path" ] || list=$list${list:+:}$path
+    done
+    printf '%s' "$list"
+}
+
+# Libraries unpacked in a folder: pkg-config looks there alone, the programs of that folder run with its libraries, and what is built
+# finds them at run time (an rpath of the old kind, which holds for the libraries' own needs too).
+use_libraries() {
+    places=$(existing "$libraries"/usr/lib/*-linux-gnu "$libraries"/lib/*-linux-gnu "$libraries"/usr/lib64 "$libraries"/usr/lib)
+    PKG_CONFIG_LIBDIR=$(existing "$libraries"/usr/lib/*-linux-gnu/pkgconfig "$libraries"/usr/lib64/pkgconfig "$libraries"/usr/lib/pkgconfig)
+    PKG_CONFIG_SYSROOT_DIR=$libraries
+    export PKG_CONFIG_LIBDIR PKG_CONFIG_SYSROOT_DIR
+    mkdir -p "$build/programs"
+    for program in protoc-c pkg-config; do
+        [ -x "$libraries/usr/bin/$program" ] || continue
+        printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s/usr/bin/%s "$@"\n' "$places" "$libraries" "$program" >"$build/programs/$program"
+        chmod +x "$build/programs/$program"
+    done
+    PATH=$build/programs:$PATH
+    link="-Wl,--disable-new-dtags,-rpath,$places"
+}
+
+# Names of what is not to be had, as CMakeLists.txt asks for it; the tests are Python.
+lacking() {
+    sed -n 's/^ *pkg_check_modules([A-Z_]* REQUIRED IMPORTED_TARGET \([^)]*\)).*/\1/p' "$root/CMakeLists.txt" | while read -r name; do
+        pkg-config --exists "$name" 2>/dev/null || printf ' %s' "$name"
+    done
+    for name in pkg-config protoc-c python3; do
+        command -v "$name" >/dev/null || printf ' %s' "$name"
+    done
+}
+
+# Keeper, broker, loader, worker and clients: every answer the same while processes are killed and models swapped.
+whole_system() {
+    whole=$build/system link=''
+    [ -z "$libraries" ] || use_libraries
+    lacks=$(lacking)
+    if [ -n "$lacks" ]; then
+        say "skipped: the whole system, for want of$lacks (--libraries)"
+        return
+    fi
+    # shellcheck disable=SC2086  # no target: no argument
+    step "configure the system" cmake -S "$root" -B "$whole" -DBUILD_TESTING=OFF -DHEARTH_CUDA="$cuda" \
+        "-DHEARTH_CUDA_ARCHITECTURES=$arch" "-DCMAKE_EXE_LINKER_FLAGS=$link" &&
+        step "build the system" cmake --build "$whole" -j "$(nproc)" $target || return
+    [ -n "$emulated" ] || service=$whole/bin
+    step "service under kills" env HEARTH_BIN="$service" HEARTH_DEVICE="$device" python3 "$root/tests/cuda/service.py" $kills
+    for campaign in $campaigns; do
+        # shellcheck disable=SC2046  # the test and its numbers
+        step "system $campaign" env HEARTH_BIN="$service" HEARTH_TEST_OPTIONS="--device $device" \
+            python3 "$root/tests/system/"$(echo "$campaign" | tr : ' ')
+    done
+}
+
 mkdir -p "$build" || exit 2
+export PYTHONDONTWRITEBYTECODE=1
 log=$build/gpu.log
 : >"$log"
 : >"$build/bench-all.jsonl"
@@ -136,6 +201,9 @@ if [ -n "$emulated" ]; then
     bin=$emulated/tests/emulated ops=$emulated/tests/test_cuda_gpu_ops size=small repeats=1
     first='-p 20 -n 2' shallow='--also 8,0,2,2' deep='--also 1,40,2,1'
     [ "${bench#*1b}" = "$bench" ] || bench='synth:llama:tiny:Q8_0'
+    cuda=OFF arch=none target='--target proto_wire' service=$build/service kills=2 campaigns=10_start.py:10
+    # A program looks for the others beside itself; the later ones win.
+    mkdir -p "$service" && ln -f "$emulated"/bin/hearth* "$service" && ln -f "$emulated"/tests/emulated/hearth* "$service"
     say "emulated: no figure below means anything"
 else
     if ! command -v nvidia-smi >/dev/null || ! nvidia-smi -L >>"$log" 2>&1; then
@@ -153,6 +221,7 @@ else
     bin=$build/bin ops=$build/bin/gpu-ops size='' repeats=3
     first='-p 512 -n 64' shallow='--also 4096,0,64,1 --also 1,8192,64,1 --also 1,0,64,2 --also 1,0,64,4 --also 1,0,64,8 --also 1,0,64,16'
     deep='--also 1,32768,64,1'
+    cuda=ON target='' kills=100 campaigns='10_start.py 20_one_prompt.py 50_kills.py:50:1 75_swap.py:60:1'
 fi
 # shellcheck disable=SC2086  # no size: no argument
 step ops "$ops" "$device" $size
@@ -167,6 +236,7 @@ if [ -n "$models" ]; then
         step "$name $kind" model_case "$name" "$file" "$kind" "$pooling" "$tokens" "$lens" "$pos0" "$ctx"
     done <"$build/cases.txt"
 fi
+[ "$system" = no ] || whole_system
 if [ "$timing" = yes ]; then
     # shellcheck disable=SC2086
     step ceilings sh -c "\"\$1\" \$2 $size >\"\$3\" && cat \"\$3\"" - "$bin/gpu-ceilings" "$device" "$build/ceilings.tsv"

@@ -1,7 +1,7 @@
-"""The whole service on the emulated device, with a model so small that it is quick: answers survive kills of worker and broker and
-a swap of adapters, a conversation survives a restart of everything.
+"""The whole service on a device, with a model so small that it is quick even emulated: answers survive kills of worker and broker
+and a swap of adapters, a conversation survives a restart of everything.
 
-    HEARTH_BIN=build/bin HEARTH_EMULATED=build/tests/emulated python3 service.py [KILLS]
+    HEARTH_BIN=build/bin [HEARTH_EMULATED=build/tests/emulated] [HEARTH_DEVICE=cuda:0] python3 service.py [KILLS]
 
 HEARTH_EMULATED holds the worker on the emulated device; a folder of programs with this one is made there (links: a program looks
 for the others beside itself)."""
@@ -14,17 +14,18 @@ import tempfile
 import threading
 import time
 
-EMULATED = os.environ["HEARTH_EMULATED"]
-PROGRAMS = os.path.join(EMULATED, "service")
-os.makedirs(PROGRAMS, exist_ok=True)
-for folder in (os.environ["HEARTH_BIN"], EMULATED):  # the later ones win
-    for name in os.listdir(folder):
-        if name.startswith("hearth"):
-            to = os.path.join(PROGRAMS, name)
-            if os.path.lexists(to):
-                os.unlink(to)
-            os.link(os.path.join(folder, name), to)
-os.environ["HEARTH_BIN"] = PROGRAMS
+EMULATED = os.environ.get("HEARTH_EMULATED")
+if EMULATED:
+    programs = os.path.join(EMULATED, "service")
+    os.makedirs(programs, exist_ok=True)
+    for folder in (os.environ["HEARTH_BIN"], EMULATED):  # the later ones win
+        for name in os.listdir(folder):
+            if name.startswith("hearth"):
+                to = os.path.join(programs, name)
+                if os.path.lexists(to):
+                    os.unlink(to)
+                os.link(os.path.join(folder, name), to)
+    os.environ["HEARTH_BIN"] = programs
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "system"))
 from house import House, lines, main  # noqa: E402
 from scripted import BOOL, F32, I32, STRING, U32, Vocabulary, array, pair, text  # noqa: E402
@@ -32,7 +33,7 @@ from scripted import BOOL, F32, I32, STRING, U32, Vocabulary, array, pair, text 
 DIM, N_HEADS, FFN, RANK, STREAMS, ANSWERS = 64, 2, 64, 4, 3, 12
 KILLS = int(sys.argv[1]) if len(sys.argv) > 1 else 8
 Q8_0, SCALE_F32 = 8, 0
-DEVICE = ("--device", "cuda:0")
+DEVICE = ("--device", os.environ.get("HEARTH_DEVICE", "cuda:0"))
 
 
 def file(path, head, tensors):

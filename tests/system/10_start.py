@@ -14,7 +14,8 @@ def it_starts_and_stops():
         assert {"keeper", "broker", "worker"} <= roles, roles
         for process in status["processes"]:
             os.kill(process["pid"], 0)
-        assert status["device"]["name"] == "cpu", status["device"]
+        wanted = house.options[house.options.index("--device") + 1] if "--device" in house.options else "cpu"
+        assert status["device"]["name"] == wanted, status["device"]
         assert "hearth: ready" in house.log()
         pids = [p["pid"] for p in status["processes"]]
         assert house.stop() == 0

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "clients/options.h"
-#include "loader/text/parse/parse.h"
 #include "proto/json.h"
+#include "proto/parse/parse.h"
 
 static struct {
     const char *format;

@@ -4,7 +4,7 @@
 #include "clients/gateway/generate.h"
 #include "clients/gateway/problem.h"
 #include "clients/gateway/text.h"
-#include "loader/text/parse/stream.h"
+#include "proto/parse/stream.h"
 
 /* What all answers of a generation have. */
 struct choices {

@@ -1,6 +1,6 @@
 /* One generation over libhearth, of one or several answers, as events that every dialect writes in its own way: begun, text
  * (reasoning or content), tool calls, an answer's end, the end. A chat's answers are taken apart here, while they come, by the
- * parser of the model's format (loader/text/parse, a library without a process: the text service says which format it is).
+ * parser of the model's format (proto/parse, a library without a process: the text service says which format it is).
  *
  * Events are a function of the request's log alone: who picks an answer up after a death gets the same ones in the same order. */
 #pragma once

@@ -8,9 +8,9 @@
 #include <stdint.h>
 
 #include "loader/text/conversation.h"
-#include "loader/text/parse/parse.h"
 #include "loader/text/template/template.h"
 #include "loader/text/tokenizer.h"
+#include "proto/parse/parse.h"
 
 /* How prompts are written for a model, and answers read. */
 struct work_voice {

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "loader/text/parse/stream.h"
+#include "proto/parse/stream.h"
 #include "tests/fuzz/fuzz.h"
 
 struct gathered {

@@ -3,7 +3,7 @@
 
 #include "tests/test.h"
 
-#include "loader/text/parse/stream.h"
+#include "proto/parse/stream.h"
 
 struct followed {
     char *texts[2]; /* by enum parse_event_kind */

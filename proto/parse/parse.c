@@ -1,9 +1,9 @@
-#include "loader/text/parse/parse.h"
+#include "proto/parse/parse.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "loader/text/parse/answer.h"
+#include "proto/parse/answer.h"
 
 static bool ends_with(struct span s, const char *suffix)
 {

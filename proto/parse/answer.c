@@ -1,4 +1,4 @@
-#include "loader/text/parse/answer.h"
+#include "proto/parse/answer.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -2,7 +2,7 @@
  * the formats' descriptions. */
 #pragma once
 
-#include "loader/text/parse/parse.h"
+#include "proto/parse/parse.h"
 
 struct span {
     const char *p;

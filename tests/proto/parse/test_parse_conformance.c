@@ -2,7 +2,7 @@
  * ends, arguments as JSON values. */
 #include "tests/test.h"
 
-#include "loader/text/parse/parse.h"
+#include "proto/parse/parse.h"
 
 static bool same_text(const struct json *a, const struct json *b)
 {

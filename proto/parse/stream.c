@@ -1,9 +1,9 @@
-#include "loader/text/parse/stream.h"
+#include "proto/parse/stream.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "loader/text/parse/answer.h"
+#include "proto/parse/answer.h"
 
 /* Reading held text again for calls that ended: bytes in all, then calls come at the answer's end. */
 #define STREAM_AGAIN_MAX (64u << 20)

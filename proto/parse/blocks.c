@@ -1,7 +1,7 @@
 /* Calls written as JSON: between markers, or as the whole answer. */
 #include <string.h>
 
-#include "loader/text/parse/answer.h"
+#include "proto/parse/answer.h"
 
 static struct span str_member(const struct json *object, const char *const *keys)
 {

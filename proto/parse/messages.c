@@ -1,7 +1,7 @@
 /* Answers that are several messages, each to a recipient: gpt-oss (harmony) and Functionary 3.2. */
 #include <string.h>
 
-#include "loader/text/parse/answer.h"
+#include "proto/parse/answer.h"
 
 /* Content of several messages, a line apart. */
 static void add_message(struct answer *a, struct span text)

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "loader/text/parse/answer.h"
+#include "proto/parse/answer.h"
 
 #define GEMMA_QUOTE "<|\"|>"
 

@@ -1,5 +1,5 @@
-/* A model's answer -> content, reasoning and tool calls, by the format its family writes. Used by the
- * text service and hearth-parse. The text is the model's, hence outside input: whatever does not parse
+/* A model's answer -> content, reasoning and tool calls, by the format its family writes. The text
+ * service says which format a template asks for, the gateway and hearth-parse take answers apart by it. The text is the model's, hence outside input: whatever does not parse
  * stays content; nothing fails but memory. No state; any thread. */
 #pragma once
 

@@ -2,7 +2,7 @@
  * content, and no cut or mangled answer crashes. */
 #include "tests/test.h"
 
-#include "loader/text/parse/parse.h"
+#include "proto/parse/parse.h"
 
 static const char tools_text[] =
     "[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\","

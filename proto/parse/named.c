@@ -1,7 +1,7 @@
 /* Calls written as a name, perhaps an id, and JSON arguments, with markers between. */
 #include <string.h>
 
-#include "loader/text/parse/answer.h"
+#include "proto/parse/answer.h"
 
 /* Kimi's "functions.NAME:7" is the id; the name stands inside. */
 static void kimi_name(struct span *name, struct span *id)

@@ -2,7 +2,7 @@
  * way is one row here. Source: how each family's own template renders past calls. */
 #include <string.h>
 
-#include "loader/text/parse/answer.h"
+#include "proto/parse/answer.h"
 
 #define THINK                                                                                      \
     {                                                                                              \

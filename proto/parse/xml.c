@@ -1,7 +1,7 @@
 /* Calls written as tags: a name, then parameters with their text. */
 #include <string.h>
 
-#include "loader/text/parse/answer.h"
+#include "proto/parse/answer.h"
 
 /* One newline at each end, where the format puts the value on lines of its own. */
 static struct span unwrap_lines(struct span s)

@@ -5,7 +5,7 @@
  * What may turn out to be a marker, or a call, is held back until it is known. One stream per answer; any one thread. */
 #pragma once
 
-#include "loader/text/parse/parse.h"
+#include "proto/parse/parse.h"
 
 enum parse_event_kind { PARSE_REASONING, PARSE_CONTENT, PARSE_CALL };
 

@@ -19,12 +19,12 @@
 
 /* What an alias says beyond the file it names. The `has` bits tell which sampling fields were given. */
 struct config_sampling {
-    uint32_t has; /* bit i: field i of the table in config.c */
+    uint32_t has; /* CONFIG_TEMP, ... */
     float temp, top_p, min_p, typical_p, repeat_penalty, presence_penalty, frequency_penalty;
     float dynatemp_range, dynatemp_exponent, top_n_sigma, xtc_probability, xtc_threshold,
         dry_multiplier, dry_base, mirostat_tau, mirostat_eta, adaptive_target, adaptive_decay;
     float dry_allowed_length, dry_penalty_last_n, mirostat; /* whole numbers */
-    int32_t top_k, repeat_last_n;
+    uint32_t top_k, repeat_last_n;
 };
 enum {
     CONFIG_TEMP = 1,
@@ -52,12 +52,16 @@ enum {
     CONFIG_ADAPTIVE_DECAY = 1 << 22,
 };
 
+struct config_kv {
+    char k[CONFIG_WORD_BYTES], v[CONFIG_WORD_BYTES]; /* types by name */
+};
+
 struct config_alias {
     char name[LIMIT_MODEL_NAME_BYTES];
     char model[CONFIG_PATH_BYTES]; /* a file name in a model directory, or a path */
     uint32_t ctx;                  /* 0: as configured for all */
-    char kv_k[CONFIG_WORD_BYTES], kv_v[CONFIG_WORD_BYTES];
-    char lora[CONFIG_PATH_BYTES]; /* PATH:SCALE of an adapter; empty: none */
+    struct config_kv kv;           /* empty: as configured for all */
+    char lora[CONFIG_PATH_BYTES];  /* PATH:SCALE of an adapter; empty: none */
     bool pin;
     uint32_t ttl_s; /* idle this long: leaves RAM; 0: only when room is needed */
     char *template; /* chat template instead of the model's own, NULL: the model's; owned */
@@ -86,7 +90,7 @@ struct config {
     char source[CONFIG_WORD_BYTES]; /* "uring", "pread", "mmap"; empty: the loader's own choice */
     char default_model[LIMIT_MODEL_NAME_BYTES];
     uint32_t ctx; /* 0: the model's own, up to what fits */
-    char kv_k[CONFIG_WORD_BYTES], kv_v[CONFIG_WORD_BYTES];
+    struct config_kv kv;
     uint32_t sequences;                /* generations in flight of one model */
     uint64_t journal_bytes;            /* of one shard */
     char state_dir[CONFIG_PATH_BYTES]; /* where idle conversations are parked; empty: memory */

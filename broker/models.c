@@ -116,9 +116,9 @@ static bool same_file(const struct catalog_file *a, const struct catalog_file *b
 static void kv_of(const struct broker *b, const struct catalog_pick *pick, const char **k,
                   const char **v)
 {
-    bool own = pick->alias && pick->alias->kv_k[0];
-    *k = own ? pick->alias->kv_k : b->config.kv_k;
-    *v = own ? pick->alias->kv_v : b->config.kv_v;
+    bool own = pick->alias && pick->alias->kv.k[0];
+    *k = own ? pick->alias->kv.k : b->config.kv.k;
+    *v = own ? pick->alias->kv.v : b->config.kv.v;
 }
 
 /* Its adapter, "" without one. */

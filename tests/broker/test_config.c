@@ -34,8 +34,8 @@ static void config_reads_keys_and_aliases(void **state)
     assert_int_equal(c.n_dirs, 2);
     assert_string_equal(c.dirs[1], "/b");
     assert_true(c.ram_budget == 3ull << 29);
-    assert_string_equal(c.kv_k, "q8_0");
-    assert_string_equal(c.kv_v, "q4_0");
+    assert_string_equal(c.kv.k, "q8_0");
+    assert_string_equal(c.kv.v, "q4_0");
     assert_int_equal(c.sequences, 4);
     assert_int_equal(c.n_aliases, 2);
     assert_string_equal(c.aliases[0].model, "tiny");

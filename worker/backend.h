@@ -44,7 +44,18 @@ struct matrix {
     const uint8_t *const
         *places; /* [n_experts] where each expert begins; NULL: expert_bytes apart */
     const struct low_rank *low_rank; /* what an adapter adds to its products (layer.h); or NULL */
+    void *
+        streamed; /* the backend's: it comes to data when a product needs it; NULL: it stands there */
 };
+
+/* Where a tensor stands that a device has no room for: in the host's memory, re-laid as on the device (spill.h). */
+struct backend_spilled {
+    const uint8_t *base; /* of its segment: what one model streams shares slots */
+    uint64_t slot_bytes; /* of each slot; 0: rows are read where they stand, by embed alone */
+    uint32_t turn;       /* among the streamed ones, in the order in which a step needs them */
+};
+
+#define BACKEND_SLOTS 2 /* while one is read the other is filled */
 
 /* Where the rows of an expert begin. */
 static inline const uint8_t *matrix_expert(const struct matrix *w, uint32_t e)
@@ -444,6 +455,10 @@ struct backend_ops {
      * [n], for the matrix's life; only a backend that cannot move weights fills it. */
     int (*import_experts)(struct backend *, const struct weights_tensor *const *, uint32_t n,
                           const uint8_t **places, struct matrix *, struct err *);
+    /* The same for a tensor that goes to the host's memory; NULL where there is one memory. A streamed one is for matmul alone,
+     * no two of one op in slots of the same number (turn % BACKEND_SLOTS). */
+    int (*import_spilled)(struct backend *, const struct weights_tensor *,
+                          const struct backend_spilled *, struct matrix *, struct err *);
     int (*reserve)(struct backend *, const struct backend_limits *, struct err *);
     void *(*alloc)(struct backend *, size_t size_bytes, struct err *); /* zeroed, 64-byte aligned */
     void (*free)(struct backend *, void *);
@@ -493,9 +508,10 @@ struct backend {
     bool exact; /* f32 activations everywhere, see op_matmul; KV should be f32 then */
     uint64_t
         used_bytes; /* of its memory: alloc, import (a CPU's weights stand in the mapping), reserve */
-    uint64_t budget_bytes; /* of used_bytes; 0: what the device has. More is ERR_NO_MEMORY */
-    uint64_t margin_bytes; /* a plan leaves so much of the room free */
-    bool dry;              /* plan.c: all that takes memory is only counted, nothing is moved */
+    uint64_t spilled_bytes; /* of the host's memory: import_spilled */
+    uint64_t budget_bytes;  /* of used_bytes; 0: what the device has. More is ERR_NO_MEMORY */
+    uint64_t margin_bytes;  /* a plan leaves so much of the room free */
+    bool dry;               /* plan.c: all that takes memory is only counted, nothing is moved */
 };
 
 struct backend_options {

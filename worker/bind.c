@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "proto/bytes.h"
+#include "worker/spill.h"
 
 /* ---- keys ---- */
 
@@ -88,20 +89,36 @@ static void note_data(struct bind *b, const struct weights_tensor *t)
     b->data_end = t->data_end > b->data_end ? t->data_end : b->data_end;
 }
 
-/* A matrix [k, m, n_experts]; m or n_experts 0: whatever the file has. */
-int bind_matrix(struct bind *b, const char *name, uint32_t k, uint32_t m, uint32_t n_experts,
-                enum want want, struct matrix *out)
+/* spilled: to the host's memory, or NULL. */
+static int bind_matrix_at(struct bind *b, const char *name, uint32_t k, uint32_t m,
+                          uint32_t n_experts, enum want want, const struct backend_spilled *spilled,
+                          struct matrix *out)
 {
     const struct weights_tensor *t = weights_find_tensor(b->w, name);
+    const struct backend_ops *ops = b->backend->ops;
     *out = (struct matrix){ 0 };
     if (!t) {
         return want == WANT_REQUIRED ? err_set(b->err, ERR_BAD_FILE, "tensor %s is missing", name)
                                      : 0;
     }
     note_data(b, t);
-    return b->backend->ops->import(b->backend, t, out, b->err) < 0
-               ? -1
-               : check_matrix(b, t, k, m, n_experts, out);
+    int rc = spilled ? ops->import_spilled(b->backend, t, spilled, out, b->err)
+                     : ops->import(b->backend, t, out, b->err);
+    return rc < 0 ? -1 : check_matrix(b, t, k, m, n_experts, out);
+}
+
+/* A matrix [k, m, n_experts]; m or n_experts 0: whatever the file has. */
+int bind_matrix(struct bind *b, const char *name, uint32_t k, uint32_t m, uint32_t n_experts,
+                enum want want, struct matrix *out)
+{
+    return bind_matrix_at(b, name, k, m, n_experts, want, NULL, out);
+}
+
+int bind_table(struct bind *b, const char *name, uint32_t k, uint32_t m, struct matrix *out)
+{
+    const struct backend_spilled rows = { .base = b->w->base };
+    bool spilled = b->options->spill && b->options->spill->tables;
+    return bind_matrix_at(b, name, k, m, 1, WANT_REQUIRED, spilled ? &rows : NULL, out);
 }
 
 int bind_layer_experts(struct bind *b, uint32_t i, const char *part, uint32_t k, uint32_t m,
@@ -200,7 +217,12 @@ int bind_layer_linear(struct bind *b, uint32_t i, const char *part, uint32_t k, 
                       enum want want, struct model_linear *out)
 {
     char name[BIND_NAME_BYTES];
-    if (bind_layer_matrix(b, i, part, k, m, 1, want, &out->w) < 0) {
+    const struct spill *spill = b->options->spill;
+    struct backend_spilled spilled = { .base = b->w->base };
+    bool streamed = spill && spill_streams(spill, b->w, i, part, &spilled.turn);
+    spilled.slot_bytes = streamed ? spill->slot_bytes : 0;
+    bind_name(name, "blk.%u.%s.weight", i, part);
+    if (bind_matrix_at(b, name, k, m, 1, want, streamed ? &spilled : NULL, &out->w) < 0) {
         return -1;
     }
     if (out->w.data && bind_low_rank(b, &out->w) < 0) {

@@ -42,6 +42,8 @@ enum want { WANT_OPTIONAL, WANT_REQUIRED };
 /* A matrix [k, m, n_experts]; m or n_experts 0: whatever the file has. */
 int bind_matrix(struct bind *b, const char *name, uint32_t k, uint32_t m, uint32_t n_experts,
                 enum want want, struct matrix *out);
+/* A matrix that is only looked up by rows. */
+int bind_table(struct bind *b, const char *name, uint32_t k, uint32_t m, struct matrix *out);
 /* n f32 values in any shape. */
 int bind_vector(struct bind *b, const char *name, uint64_t n, enum want want, const float **out);
 void bind_name(char out[BIND_NAME_BYTES], const char *format, ...)

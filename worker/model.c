@@ -105,7 +105,9 @@ static int bind_ends(struct bind *b)
     struct model *m = b->m;
     const struct arch *a = m->arch;
     b->data_end = 0;
-    if (bind_matrix(b, "token_embd.weight", m->dim, 0, 1, WANT_REQUIRED, &m->token_embd) < 0) {
+    bool tied = a->block != ARCH_ENC && !weights_find_tensor(b->w, "output.weight");
+    if (tied ? bind_matrix(b, "token_embd.weight", m->dim, 0, 1, WANT_REQUIRED, &m->token_embd) < 0
+             : bind_table(b, "token_embd.weight", m->dim, 0, &m->token_embd) < 0) {
         return -1;
     }
     m->vocab_size = m->token_embd.m;
@@ -125,8 +127,8 @@ static int bind_ends(struct bind *b)
     }
     uint32_t q = m->per_layer_dim;
     if (q && (m->n_layers * (uint64_t)q > BIND_DIM_MAX ||
-              bind_matrix(b, "per_layer_token_embd.weight", q * m->n_layers, m->vocab_size, 1,
-                          WANT_REQUIRED, &m->per_layer_embd) < 0 ||
+              bind_table(b, "per_layer_token_embd.weight", q * m->n_layers, m->vocab_size,
+                         &m->per_layer_embd) < 0 ||
               bind_matrix(b, "per_layer_model_proj.weight", m->dim, q * m->n_layers, 1,
                           WANT_REQUIRED, &m->per_layer_proj.w) < 0 ||
               bind_norm(b, "per_layer_proj_norm", q, WANT_REQUIRED, &m->per_layer_norm) < 0)) {

@@ -21,10 +21,13 @@ struct model_wait {
     void *arg;
 };
 
+struct spill;
+
 struct model_options {
     enum dtype k_type, v_type; /* DTYPE_F16 normally; DTYPE_F32 with an exact backend */
     uint32_t ctx_len;          /* positions a sequence may reach; 0: the file's context_length */
     struct model_wait wait;
+    const struct spill *spill; /* what goes to the host's memory (spill.h); NULL: nothing */
 };
 
 /* y = x W^T + bias; w.data NULL when absent. */

@@ -113,6 +113,7 @@ static struct model *bind_model(struct resident *r, uint32_t ctx_len, struct err
         .v_type = r->options.v_type,
         .ctx_len = ctx_len,
         .wait = { .wait = no_wait, .arg = r },
+        .spill = &r->spill,
     };
     return model_bind(&r->weights, r->backend, &options, err);
 }
@@ -133,9 +134,16 @@ static int fit_device(struct resident *r, struct err *err)
         return -1;
     }
     r->shape = plan.shape;
+    r->spill = plan.spill;
     log_info("model %" PRIu64 ": %.2f of %.2f GiB on the device, %u positions", r->options.model,
              (double)plan.total_bytes / (1u << 30), (double)plan.room_bytes / (1u << 30),
              plan.shape.ctx_len);
+    if (plan.host_weights_bytes) {
+        log_info("model %" PRIu64 ": %.2f GiB of weights in the host's memory, %.2f GiB of them "
+                 "streamed in every step",
+                 r->options.model, (double)plan.host_weights_bytes / (1u << 30),
+                 (double)plan.streamed_bytes / (1u << 30));
+    }
     return 0;
 }
 

@@ -89,6 +89,7 @@ struct resident {
     struct model *model;
     struct pieces pieces;
     struct state_shape shape;
+    struct spill spill; /* weights in the host's memory (plan.h) */
     uint64_t fingerprint;
     char fingerprint_text[RESIDENT_TAG_BYTES];
     uint64_t state_bytes;

@@ -79,6 +79,13 @@ static void print_text(const char *device, const struct plan *p, uint32_t wanted
     if (p->room_bytes != UINT64_MAX) {
         printf(" of %.3f on %s", (double)p->room_bytes / GIB, device);
     }
+    if (p->host_weights_bytes) {
+        printf("\n%-18s %9.3f GiB of memory, pinned", "host weights",
+               (double)p->host_weights_bytes / GIB);
+    }
+    if (p->streamed_bytes) {
+        printf(", %.3f of them streamed in every step", (double)p->streamed_bytes / GIB);
+    }
     printf("\n%-18s %9u positions for %u sequences at once, %u kept beside\n", "context",
            p->shape.ctx_len, p->shape.max_seqs / 2, p->shape.max_seqs / 2);
     printf("%-18s %9u of %u positions: all sequences together hold %" PRIu64 "\n", "pages",
@@ -99,6 +106,7 @@ static void print_json(const char *device, const struct plan *p, bool fits, uint
     static const char *const keys[PLAN_N_PARTS] = {
         [PLAN_BEFORE] = "in_use",       [PLAN_WEIGHTS] = "weights",      [PLAN_KV] = "kv",
         [PLAN_RECURRENT] = "recurrent", [PLAN_WORKSPACE] = "work_space", [PLAN_MARGIN] = "margin",
+        [PLAN_RING] = "stream_ring",
     };
     printf("{\"fits\":%s,\"device\":\"%s\",\"bytes\":{", fits ? "true" : "false", device);
     for (int i = 0; i < PLAN_N_PARTS; i++) {
@@ -108,6 +116,9 @@ static void print_json(const char *device, const struct plan *p, bool fits, uint
     if (p->room_bytes != UINT64_MAX) {
         printf(",\"room_bytes\":%" PRIu64, p->room_bytes);
     }
+    printf(",\"host_weights_bytes\":%" PRIu64 ",\"streamed_bytes\":%" PRIu64
+           ",\"step_bytes\":%" PRIu64,
+           p->host_weights_bytes, p->streamed_bytes, p->step_bytes);
     printf(",\"state_bytes\":%" PRIu64 ",\"ctx\":%u,\"ctx_wanted\":%u,\"sequences\":%u,"
            "\"pages\":%u,\"pages_unmirrored\":%u}\n",
            p->host_bytes, p->shape.ctx_len, wanted, p->shape.max_seqs / 2, p->shape.n_pages,

@@ -9,6 +9,7 @@
 typedef std::function<void()> deed;
 
 struct emulate_stream {
+    bool beside; /* of another one: made with cudaStreamNonBlocking */
     std::deque<deed> waiting;
     uint64_t n_done, n_asked;
 };
@@ -22,24 +23,28 @@ struct emulate_node {
     unsigned place;
 };
 
-struct kernel_call {
+/* A kernel, or a copy (to is not NULL), and the nodes that it comes behind. */
+struct node_call {
     dim3 grid, block;
     size_t shared_bytes;
     deed run;
+    void *to;
+    std::vector<unsigned> after;
 };
 
 struct emulate_graph {
     std::vector<emulate_node *> nodes; /* owned */
-    std::vector<kernel_call> calls;
+    std::vector<node_call> calls;
 };
 
 struct emulate_exec {
-    std::vector<kernel_call> calls;
+    std::vector<node_call> calls;
 };
 
 static struct {
     std::map<void *, size_t> device, registered;
-    size_t used;
+    size_t used, pinned;
+    std::map<void *, size_t> host;
     long n_calls;
     bool broken;
     std::vector<cudaStream_t> streams;
@@ -154,13 +159,21 @@ cudaError_t cudaFree(void *p)
 
 cudaError_t cudaHostAlloc(void **p, size_t size, unsigned)
 {
-    *p = aligned_alloc(4096, (size + 4095) / 4096 * 4096);
-    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+    size_t most = (size_t)environment("HEARTH_EMULATED_HOST_BYTES", 64l << 30);
+    *p = r.pinned + size > most ? NULL : aligned_alloc(4096, (size + 4095) / 4096 * 4096);
+    if (!*p) {
+        return cudaErrorMemoryAllocation;
+    }
+    r.host[*p] = size;
+    r.pinned += size;
+    return cudaSuccess;
 }
 
 cudaError_t cudaFreeHost(void *p)
 {
     do_all();
+    r.pinned -= r.host[p];
+    r.host.erase(p);
     free(p);
     return cudaSuccess;
 }
@@ -218,7 +231,8 @@ static cudaError_t ask(cudaStream_t s, const deed &what)
     }
     s->waiting.push_back(what);
     s->n_asked++;
-    if (!environment("HEARTH_EMULATED_LAZY", 0)) {
+    long lazy = environment("HEARTH_EMULATED_LAZY", 0);
+    if (!lazy || (lazy == 2 && s->beside)) {
         do_until(s, s->n_asked);
     }
     return cudaSuccess;
@@ -263,9 +277,11 @@ cudaError_t cudaStreamCreate(cudaStream_t *stream)
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned)
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 {
-    return cudaStreamCreate(stream);
+    cudaError_t rc = cudaStreamCreate(stream);
+    (*stream)->beside = flags & cudaStreamNonBlocking;
+    return rc;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
@@ -335,12 +351,65 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
     return fate();
 }
 
-/* ---- graphs: chains of kernels ---- */
+/* ---- graphs: a chain of kernels, and copies beside it ---- */
 
-static struct kernel_call call_of(const struct cudaKernelNodeParams *p)
+static struct node_call call_of(const struct cudaKernelNodeParams *p)
 {
     check_launch(p->gridDim, p->blockDim, p->sharedMemBytes);
-    return { p->gridDim, p->blockDim, p->sharedMemBytes, p->bind(p->func, p->kernelParams) };
+    return { p->gridDim, p->blockDim, p->sharedMemBytes, p->bind(p->func, p->kernelParams), NULL,
+             {} };
+}
+
+static struct node_call copy_of(void *to, const void *from, size_t size)
+{
+    return { {}, {}, 0, [=] { memcpy(to, from, size); }, to, {} };
+}
+
+/* Node i, once, behind all that it comes behind. */
+static void do_node(const std::vector<node_call> &calls, std::vector<char> &done, unsigned i)
+{
+    if (done[i]) {
+        return;
+    }
+    done[i] = 1;
+    for (unsigned before : calls[i].after) {
+        do_node(calls, done, before);
+    }
+    if (calls[i].to) {
+        calls[i].run();
+    } else {
+        emulate_run(calls[i].grid, calls[i].block, calls[i].shared_bytes, calls[i].run);
+    }
+}
+
+static bool may_begin(const std::vector<node_call> &calls, const std::vector<char> &done,
+                      unsigned i)
+{
+    for (unsigned before : calls[i].after) {
+        if (!done[before]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Kernels in their order; copies as late as the graph allows or, with LAZY=2, as early, so that an edge that is missing shows. */
+static void do_graph(const std::vector<node_call> &calls)
+{
+    std::vector<char> done(calls.size());
+    for (unsigned i = 0; i < calls.size(); i++) {
+        for (unsigned j = 0; environment("HEARTH_EMULATED_LAZY", 0) == 2 && j < calls.size(); j++) {
+            if (calls[j].to && may_begin(calls, done, j)) {
+                do_node(calls, done, j);
+            }
+        }
+        if (!calls[i].to) {
+            do_node(calls, done, i);
+        }
+    }
+    for (unsigned i = 0; i < calls.size(); i++) {
+        do_node(calls, done, i);
+    }
 }
 
 cudaError_t cudaGraphCreate(cudaGraph_t *graph, unsigned)
@@ -358,17 +427,51 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph)
     return cudaSuccess;
 }
 
+static cudaError_t add_node(cudaGraphNode_t *node, cudaGraph_t graph, const cudaGraphNode_t *after,
+                            size_t n_after, struct node_call call)
+{
+    for (size_t i = 0; i < n_after; i++) {
+        call.after.push_back(after[i]->place);
+    }
+    *node = new emulate_node{ (unsigned)graph->nodes.size() };
+    graph->nodes.push_back(*node);
+    graph->calls.push_back(call);
+    return cudaSuccess;
+}
+
 cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *node, cudaGraph_t graph,
                                    const cudaGraphNode_t *after, size_t n_after,
                                    const struct cudaKernelNodeParams *params)
 {
-    if (n_after != (graph->nodes.empty() ? 0 : 1) || (n_after && after[0] != graph->nodes.back())) {
-        stop("a graph that is no chain");
+    bool first = true, behind_last = false;
+    unsigned last = 0;
+    for (unsigned i = 0; i < graph->calls.size(); i++) {
+        last = graph->calls[i].to ? last : i;
+        first = first && graph->calls[i].to;
     }
-    *node = new emulate_node{ (unsigned)graph->nodes.size() };
-    graph->nodes.push_back(*node);
-    graph->calls.push_back(call_of(params));
-    return cudaSuccess;
+    for (size_t i = 0; i < n_after; i++) {
+        behind_last = behind_last || after[i]->place == last;
+    }
+    if (!first && !behind_last) {
+        stop("kernels that are no chain");
+    }
+    return add_node(node, graph, after, n_after, call_of(params));
+}
+
+cudaError_t cudaGraphAddMemcpyNode1D(cudaGraphNode_t *node, cudaGraph_t graph,
+                                     const cudaGraphNode_t *after, size_t n_after, void *to,
+                                     const void *from, size_t size, enum cudaMemcpyKind)
+{
+    return add_node(node, graph, after, n_after, copy_of(to, from, size));
+}
+
+cudaError_t cudaGraphExecMemcpyNodeSetParams1D(cudaGraphExec_t exec, cudaGraphNode_t node, void *to,
+                                               const void *from, size_t size, enum cudaMemcpyKind)
+{
+    struct node_call call = copy_of(to, from, size);
+    call.after = exec->calls[node->place].after;
+    exec->calls[node->place] = call;
+    return fate();
 }
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long)
@@ -389,16 +492,14 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
 cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t exec, cudaGraphNode_t node,
                                              const struct cudaKernelNodeParams *params)
 {
-    exec->calls[node->place] = call_of(params);
+    struct node_call call = call_of(params);
+    call.after = exec->calls[node->place].after;
+    exec->calls[node->place] = call;
     return fate();
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
 {
-    std::vector<kernel_call> calls = exec->calls;
-    return ask(stream, [calls] {
-        for (const kernel_call &c : calls) {
-            emulate_run(c.grid, c.block, c.shared_bytes, c.run);
-        }
-    });
+    std::vector<node_call> calls = exec->calls;
+    return ask(stream, [calls] { do_graph(calls); });
 }

@@ -1,6 +1,9 @@
 /* The runtime's half of the emulation: memory, streams, events and graphs. Environment, for tests:
  *   HEARTH_EMULATED_LAZY=1      a stream is a queue: what is asked of it happens when somebody waits for it, not before, so
  *                               that a wait that is missing shows as an old value; without it everything happens at once
+ *   HEARTH_EMULATED_LAZY=2      as 1, but streams beside the first (and copies in graphs) run ahead as far as they may: what
+ *                               should have waited for a kernel shows, too
+ *   HEARTH_EMULATED_HOST_BYTES=N   pinned memory at most
  *   HEARTH_EMULATED_DEVICES=0   no device      HEARTH_EMULATED_BYTES=N   device memory (default 64 GiB, not touched)
  *   HEARTH_EMULATED_FAIL=N      the Nth call that a broken device would refuse says so, and all after it
  *   HEARTH_EMULATED_GRAPHS=0    graphs cannot be made */
@@ -91,6 +94,12 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *node, cudaGraph_t graph,
                                    const cudaGraphNode_t *after, size_t n_after,
                                    const struct cudaKernelNodeParams *params);
+cudaError_t cudaGraphAddMemcpyNode1D(cudaGraphNode_t *node, cudaGraph_t graph,
+                                     const cudaGraphNode_t *after, size_t n_after, void *to,
+                                     const void *from, size_t size, enum cudaMemcpyKind kind);
+cudaError_t cudaGraphExecMemcpyNodeSetParams1D(cudaGraphExec_t exec, cudaGraphNode_t node, void *to,
+                                               const void *from, size_t size,
+                                               enum cudaMemcpyKind kind);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph,
                                  unsigned long long flags);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);

@@ -14,6 +14,9 @@
 #endif
 #define RIG_SEQS 4
 
+/* What rigs started from here on leave in the host's memory; NULL: nothing. */
+static const struct spill *rig_spill;
+
 struct rig {
     struct weights w;
     struct backend *backend;
@@ -30,7 +33,9 @@ static inline void rig_start_on(struct rig *r, const struct tiny *t, struct back
                                 enum dtype kv)
 {
     struct err err = { 0 };
-    const struct model_options model = { .k_type = kv, .v_type = kv, .ctx_len = RIG_CTX };
+    const struct model_options model = {
+        .k_type = kv, .v_type = kv, .ctx_len = RIG_CTX, .spill = rig_spill
+    };
     *r = (struct rig){ .backend = backend, .borrowed = true };
     tiny_map(t, &r->w);
     r->m = model_bind(&r->w, r->backend, &model, &err);

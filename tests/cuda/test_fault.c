@@ -77,7 +77,9 @@ static void golden(struct tiny *t, bool other_weights, char out[GOLDEN_BYTES])
     struct err err = { 0 };
     struct weights w;
     const struct backend_options options = { .n_threads = 1 };
-    const struct model_options model = { DTYPE_F16, DTYPE_F16, RIG_CTX, { 0 } };
+    const struct model_options model = { .k_type = DTYPE_F16,
+                                         .v_type = DTYPE_F16,
+                                         .ctx_len = RIG_CTX };
     const struct state_shape shape = { .max_seqs = 2, .ctx_len = RIG_CTX, .n_pages = 8 };
     struct state s;
     tiny_map(t, &w);

@@ -224,6 +224,9 @@ void tiny_map(const struct tiny *t, struct weights *w)
     for (uint32_t i = 0; i < t->n_layers; i++) {
         plan_layer(&s, i);
     }
+    if (t->untied) {
+        plan_tensor(&s, "output.weight", t->dtype, t->dim, t->vocab_size, 1);
+    }
     assert_ok(weights_builder_write(s.b, fd, 0, s.data_bytes, 1234, 3, &data_off, &err), err);
     weights_builder_destroy(&s.b);
     uint8_t *base = mmap(NULL, data_off + s.data_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);

@@ -12,6 +12,7 @@ struct tiny {
     enum dtype dtype;     /* of matrices: F32, F16, Q8_0 */
     bool biases;          /* on attn_q, attn_k, attn_v */
     bool adapted;         /* with low ranks on attn_q and ffn_down */
+    bool untied;          /* with an output matrix of its own */
     bool single_experts;  /* each expert in tensors of its own, unevenly spaced; the same weights */
     const char *omit;     /* tensor that is left out */
     const char *bend;     /* tensor whose rows are one too few */

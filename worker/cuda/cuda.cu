@@ -71,6 +71,7 @@ static void cuda_close(struct backend *b)
     cuda_uploads_destroy(c);
     cuda_step_destroy(c);
     cuda_release(b, NULL, SIZE_MAX);
+    cuda_spill_destroy(c);
     cuda_free_all(c);
     cuda_stage_destroy(c);
     if (c->stream) {
@@ -86,7 +87,7 @@ static struct backend_ops make_ops(void)
     struct backend_ops ops = {};
     ops.embed = cuda_embed;
     ops.norm = cuda_norm;
-    ops.matmul = cuda_matmul;
+    ops.matmul = cuda_spill_matmul;
     ops.matmul_experts = cuda_matmul_experts;
     ops.rope_table = cuda_rope_table;
     ops.rope = cuda_rope;
@@ -102,6 +103,7 @@ static struct backend_ops make_ops(void)
     ops.check_kv = cuda_attention_check;
     ops.import = cuda_import;
     ops.import_experts = cuda_import_experts;
+    ops.import_spilled = cuda_import_spilled;
     ops.reserve = cuda_reserve;
     ops.alloc = cuda_alloc;
     ops.free = cuda_free;
@@ -128,7 +130,6 @@ static struct backend_ops make_ops(void)
 static struct backend_ops make_exact_ops(void)
 {
     struct backend_ops ops = make_ops();
-    ops.matmul = cuda_matmul_exact;
     ops.matmul_experts = cuda_matmul_experts_exact;
     ops.attention = cuda_attention_exact;
     ops.check_kv = cuda_attention_check_exact;

@@ -14,10 +14,12 @@
 #ifdef __cplusplus
 #define CUDA_STREAM cudaStream_t
 #define CUDA_EVENT  cudaEvent_t
+#define CUDA_ERROR  cudaError_t
 extern "C" {
 #else
 #define CUDA_STREAM void *
 #define CUDA_EVENT  void *
+#define CUDA_ERROR  int
 #endif
 
 struct tile_tables;
@@ -29,6 +31,9 @@ struct cuda_tensor; /* one import: where it comes from, where it goes */
 struct cuda_step;
 struct cuda_mirror;
 struct cuda_uploads;
+struct cuda_spill;
+struct cuda_streamed; /* one matrix that comes when it is needed */
+struct cuda_slot;
 
 /* What a step and the host share in pinned memory; two, so that the next step can be made while one runs. */
 struct cuda_block {
@@ -75,6 +80,7 @@ struct cuda_backend {
     struct cuda_step *step;       /* owned: the list of a step's launches, kept graphs */
     struct cuda_uploads *uploads; /* owned: buffers of weights on their way */
     struct cuda_mirror *mirror;   /* owned: pages on their way to the host */
+    struct cuda_spill *spill;     /* owned: slots of streamed weights; NULL: there were none yet */
 };
 
 static inline struct cuda_backend *cuda_of(struct backend *b)
@@ -123,6 +129,9 @@ struct cuda_step_counts {
 int cuda_step_create(struct cuda_backend *c, struct err *err);
 void cuda_step_destroy(struct cuda_backend *c);
 int cuda_step_begin(struct backend *b, uint64_t key, struct err *err);
+/* A turn of a slot of streamed weights (spill.cu) as a line of the step's list; false: launches are not listed now. */
+bool cuda_step_turn(struct cuda_backend *c, struct cuda_slot *slot, const uint8_t *from,
+                    uint64_t size);
 int cuda_step_flush(struct cuda_backend *c, struct err *err);
 int cuda_step_end(struct backend *b, struct err *err);
 int cuda_step_leave(struct backend *b, struct err *err);
@@ -144,12 +153,39 @@ int cuda_import(struct backend *b, const struct weights_tensor *t, struct matrix
                 struct err *err);
 int cuda_import_experts(struct backend *b, const struct weights_tensor *const *tensors, uint32_t n,
                         const uint8_t **places, struct matrix *m, struct err *err);
+int cuda_import_spilled(struct backend *b, const struct weights_tensor *t,
+                        const struct backend_spilled *where, struct matrix *m, struct err *err);
 int cuda_arrived(struct backend *b, const uint8_t *base, size_t size_bytes, uint64_t data_end,
                  struct err *err);
 void cuda_release(struct backend *b, const uint8_t *base, size_t size_bytes);
 int cuda_tables_create(struct cuda_backend *c, struct err *err);
 int cuda_uploads_create(struct cuda_backend *c, uint32_t n_threads, struct err *err);
 void cuda_uploads_destroy(struct cuda_backend *c);
+
+/* spill.cu: weights in the host's memory, and what is streamed from there. */
+/* Pinned memory of that many bytes, counted; any address while dry. NULL: ERR_NO_MEMORY. */
+uint8_t *cuda_spill_alloc(struct cuda_backend *c, uint64_t size_bytes, struct err *err);
+void cuda_spill_free(struct cuda_backend *c, uint8_t *host, uint64_t size_bytes);
+/* A matrix of size_bytes at host to be streamed; *device: where products find it. */
+struct cuda_streamed *cuda_spill_stream(struct cuda_backend *c, const struct backend_spilled *where,
+                                        const uint8_t *host, uint64_t size_bytes,
+                                        const uint8_t **device, struct err *err);
+/* What stands at host may be read from here on. */
+void cuda_spill_arrived(struct cuda_streamed *e);
+/* What was streamed from this segment is gone. */
+void cuda_spill_release(struct cuda_backend *c, const uint8_t *base, size_t size_bytes);
+void cuda_spill_destroy(struct cuda_backend *c);
+/* matmul, with what it needs fetched before and the next fetched behind it. */
+int cuda_spill_matmul(struct backend *b, const struct op_matmul *op, struct err *err);
+/* For step.cu. Bytes from host into the slot, behind all that the stream was asked for (from NULL: none), or what the stream is asked for next
+ * behind the slot's last bytes; at once, by a stream of its own. */
+CUDA_ERROR cuda_spill_turn(struct cuda_backend *c, struct cuda_slot *slot, const uint8_t *from,
+                           uint64_t size_bytes);
+/* The stream waits for all that cuda_spill_turn began. */
+CUDA_ERROR cuda_spill_join(struct cuda_backend *c);
+/* Turns that were listed will not happen: no slot is believed. */
+void cuda_spill_forget(struct cuda_backend *c);
+uint8_t *cuda_spill_place(const struct cuda_slot *slot);
 
 /* Bytes of 16 rows of k values as tiles; 0 for types that stand as in the file. */
 uint64_t cuda_group_bytes(enum dtype dtype, uint64_t k);

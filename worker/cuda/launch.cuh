@@ -6,9 +6,13 @@
 #include <tuple>
 #include <utility>
 
-/* One line of the list: what cudaLaunchKernel takes. args points into the list's own copy of the values. */
+/* One line of the list: what cudaLaunchKernel takes. args points into the list's own copy of the values. Or, without a kernel, a
+ * turn of a slot of streamed weights (spill.cu): it is filled from `from`, or what follows waits for that. */
 struct cuda_line {
-    const void *kernel;
+    const void *kernel; /* NULL: a turn */
+    struct cuda_slot *slot;
+    const uint8_t *from; /* or NULL */
+    uint64_t size;
     dim3 grid, block;
     uint32_t shared_bytes, n_args;
     uint32_t args_at, bytes; /* in the list's memory: n_args pointers' offsets, then the values */

@@ -2,7 +2,7 @@
  * with their arguments; the host arrays that they read (page tables, positions, ids) are laid into one block. The flush
  * copies the block to the device and sends the list as one graph. Steps of one shape make the same list, but for a few
  * arguments: the graph of the last one is kept by the step's key, compared line by line, and only nodes that
- * differ are set anew. The list is the truth: no graph is ever launched that does not say what the list says, and
+ * differ are set anew. Copies of streamed weights (spill.cu) are nodes beside the chain of kernels. The list is the truth: no graph is ever launched that does not say what the list says, and
  * where a graph cannot be had the list is launched line by line. */
 #include "worker/cuda/check.cuh"
 
@@ -116,6 +116,21 @@ struct cuda_line *cuda_step_line(struct cuda_step *step, uint32_t n_args, size_t
     return line;
 }
 
+bool cuda_step_turn(struct cuda_backend *c, struct cuda_slot *slot, const uint8_t *from,
+                    uint64_t size)
+{
+    uint32_t *offsets;
+    uint8_t *values;
+    struct cuda_step *s = cuda_step_collecting(c->stream);
+    struct cuda_line *line = s ? cuda_step_line(s, 0, 0, &offsets, &values) : NULL;
+    if (line) {
+        line->slot = slot;
+        line->from = from;
+        line->size = size;
+    }
+    return line;
+}
+
 /* What the runtime wants of a line; valid until the next. */
 static cudaError_t params_of(struct cuda_step *s, const struct list *l,
                              const struct cuda_line *line, struct cudaKernelNodeParams *out)
@@ -178,35 +193,85 @@ static struct kept *find_kept(struct cuda_step *s, uint64_t key)
     return oldest;
 }
 
-/* Line i behind the one before: behind its end or, launched early, behind the moment at which that one lets it begin. */
-static cudaError_t add_node(const struct kept *k, uint32_t i, const struct cudaKernelNodeParams *p)
+/* What the next node comes behind, as the list is gone through. Kernels are a chain and copies are one; a kernel also waits for
+ * the last copy that a turn before it asks for, a copy for the last kernel before it. */
+struct behind {
+    cudaGraphNode_t kernel, copy, wait; /* or NULL */
+};
+
+/* A kernel behind the end of the one before or, launched early, behind the moment at which that one lets it begin. */
+static cudaError_t add_kernel(const struct kept *k, cudaGraphNode_t *node, const struct behind *at,
+                              const struct cudaKernelNodeParams *p, bool early)
 {
+    cudaGraphNode_t after[2];
+    size_t n = 0;
+    if (at->wait) {
+        after[n++] = at->wait;
+    }
 #if !defined(HEARTH_EMULATED)
-    if (i > 0 && k->list.lines[i].early) {
+    if (at->kernel && early) {
         cudaGraphEdgeData edge = {};
         edge.from_port = cudaGraphKernelNodePortProgrammatic;
         edge.type = cudaGraphDependencyTypeProgrammatic;
-        cudaError_t rc = cudaGraphAddKernelNode(&k->nodes[i], k->graph, NULL, 0, p);
+        cudaError_t rc = cudaGraphAddKernelNode(node, k->graph, after, n, p);
         return rc == cudaSuccess
-                   ? cudaGraphAddDependencies(k->graph, &k->nodes[i - 1], &k->nodes[i], &edge, 1)
+                   ? cudaGraphAddDependencies(k->graph, &at->kernel, node, &edge, 1)
                    : rc;
     }
 #endif
-    return cudaGraphAddKernelNode(&k->nodes[i], k->graph, i ? &k->nodes[i - 1] : NULL, i ? 1 : 0,
-                                  p);
+    (void)early;
+    if (at->kernel) {
+        after[n++] = at->kernel;
+    }
+    return cudaGraphAddKernelNode(node, k->graph, after, n, p);
 }
 
-/* A chain of kernels. */
+static cudaError_t add_copy(const struct kept *k, cudaGraphNode_t *node, const struct behind *at,
+                            const struct cuda_line *line)
+{
+    cudaGraphNode_t after[2];
+    size_t n = 0;
+    if (at->kernel) {
+        after[n++] = at->kernel;
+    }
+    if (at->copy) {
+        after[n++] = at->copy;
+    }
+    return cudaGraphAddMemcpyNode1D(node, k->graph, after, n, cuda_spill_place(line->slot),
+                                    line->from, line->size, cudaMemcpyHostToDevice);
+}
+
+/* The copy that fills the slot of line i, which waits for it; NULL: it was before this list. */
+static cudaGraphNode_t filler(const struct kept *k, uint32_t i)
+{
+    const struct cuda_line *lines = k->list.lines;
+    for (uint32_t j = i; j-- > 0;) {
+        if (lines[j].from && lines[j].slot == lines[i].slot) {
+            return k->nodes[j];
+        }
+    }
+    return NULL;
+}
+
 static cudaError_t make_graph(struct cuda_step *s, struct kept *k)
 {
     const struct list *l = &k->list;
     struct cudaKernelNodeParams p;
+    struct behind at = {};
     k->nodes = (cudaGraphNode_t *)calloc(l->n, sizeof *k->nodes);
     cudaError_t rc = k->nodes ? cudaGraphCreate(&k->graph, 0) : cudaErrorMemoryAllocation;
     for (uint32_t i = 0; rc == cudaSuccess && i < l->n; i++) {
-        rc = params_of(s, l, &l->lines[i], &p);
-        if (rc == cudaSuccess) {
-            rc = add_node(k, i, &p);
+        const struct cuda_line *line = &l->lines[i];
+        if (line->kernel) {
+            rc = params_of(s, l, line, &p);
+            rc = rc == cudaSuccess ? add_kernel(k, &k->nodes[i], &at, &p, line->early) : rc;
+            at.kernel = k->nodes[i];
+            at.wait = NULL;
+        } else if (line->from) {
+            rc = add_copy(k, &k->nodes[i], &at, line);
+            at.copy = k->nodes[i];
+        } else if (filler(k, i)) {
+            at.wait = filler(k, i);
         }
     }
     return rc == cudaSuccess ? cudaGraphInstantiate(&k->exec, k->graph, 0) : rc;
@@ -218,7 +283,9 @@ static bool same_kernels(const struct list *a, const struct list *b)
         return false;
     }
     for (uint32_t i = 0; i < a->n; i++) {
-        if (a->lines[i].kernel != b->lines[i].kernel || a->lines[i].bytes != b->lines[i].bytes) {
+        const struct cuda_line *p = &a->lines[i], *q = &b->lines[i];
+        if (p->kernel != q->kernel || p->bytes != q->bytes || p->slot != q->slot ||
+            !p->from != !q->from) {
             return false;
         }
     }
@@ -234,7 +301,7 @@ static bool same_line(const struct list *a, const struct list *b, uint32_t i)
 {
     const struct cuda_line *p = &a->lines[i], *q = &b->lines[i];
     return same_dim(p->grid, q->grid) && same_dim(p->block, q->block) &&
-           p->shared_bytes == q->shared_bytes &&
+           p->shared_bytes == q->shared_bytes && p->from == q->from && p->size == q->size &&
            memcmp(a->bytes + p->args_at, b->bytes + q->args_at, p->bytes) == 0;
 }
 
@@ -248,8 +315,16 @@ static cudaError_t set_nodes(struct cuda_step *s, struct kept *k)
         if (same_line(&k->list, now, i)) {
             continue;
         }
-        rc = params_of(s, now, &now->lines[i], &p);
-        rc = rc == cudaSuccess ? cudaGraphExecKernelNodeSetParams(k->exec, k->nodes[i], &p) : rc;
+        const struct cuda_line *line = &now->lines[i];
+        if (line->kernel) {
+            rc = params_of(s, now, line, &p);
+            rc = rc == cudaSuccess ? cudaGraphExecKernelNodeSetParams(k->exec, k->nodes[i], &p)
+                                   : rc;
+        } else {
+            rc = cudaGraphExecMemcpyNodeSetParams1D(k->exec, k->nodes[i],
+                                                    cuda_spill_place(line->slot), line->from,
+                                                    line->size, cudaMemcpyHostToDevice);
+        }
         s->counts.n_nodes_set++;
     }
     return rc;
@@ -262,6 +337,10 @@ static cudaError_t launch_lines(struct cuda_step *s, const struct list *l)
     cudaError_t rc = cudaSuccess;
     for (uint32_t i = 0; rc == cudaSuccess && i < l->n; i++) {
         struct cudaKernelNodeParams p;
+        if (!l->lines[i].kernel) {
+            rc = cuda_spill_turn(s->c, l->lines[i].slot, l->lines[i].from, l->lines[i].size);
+            continue;
+        }
         rc = params_of(s, l, &l->lines[i], &p);
         if (rc == cudaSuccess) {
 #if defined(HEARTH_EMULATED)
@@ -327,7 +406,8 @@ int cuda_step_flush(struct cuda_backend *c, struct err *err)
     const struct kept *k = s->plain ? NULL : keep(s);
     cudaError_t rc;
     if (k && k->exec) {
-        rc = cudaGraphLaunch(k->exec, c->stream);
+        rc = cuda_spill_join(c); /* turns of before, by hand */
+        rc = rc == cudaSuccess ? cudaGraphLaunch(k->exec, c->stream) : rc;
         s->counts.n_launched++;
     } else {
         rc = launch_lines(s, k ? &k->list : &s->list);
@@ -343,7 +423,10 @@ int cuda_step_begin(struct backend *b, uint64_t key, struct err *err)
     struct cuda_backend *c = cuda_of(b);
     struct cuda_step *s = c->step;
     (void)err;
-    s->list.n = 0; /* of a step that failed on its way */
+    if (s->list.n > 0) { /* of a step that failed on its way */
+        cuda_spill_forget(c);
+    }
+    s->list.n = 0;
     s->list.n_bytes = 0;
     s->key = key;
     s->segment = 0;

@@ -34,6 +34,8 @@ struct cuda_tensor {
     struct cuda_tensor *next;
     struct weights_tensor from;      /* data in the mapping: read when it has arrived */
     uint8_t *device;                 /* owned; by the first one of a stack of experts */
+    uint64_t spilled_bytes;          /* device is pinned host memory of that many; 0: it is not */
+    struct cuda_streamed *streamed;  /* and it goes on from there; or NULL */
     uint64_t row_bytes, group_bytes; /* of a row there; of 16 rows here, 0: as there */
     bool there;
 };
@@ -185,9 +187,9 @@ static int send_buffer(struct cuda_backend *c, const struct buffer *b, uint8_t *
                             "upload", err);
 }
 
-/* Bytes that stand here as they do there. */
+/* Bytes that stand here as they do there. spilled: to is the host's memory. */
 static int upload_bytes(struct cuda_backend *c, uint8_t *to, const uint8_t *from, uint64_t size,
-                        struct err *err)
+                        bool spilled, struct err *err)
 {
     for (uint64_t at = 0; at < size; at += BUFFER_BYTES) {
         size_t n = size - at < BUFFER_BYTES ? (size_t)(size - at) : BUFFER_BYTES;
@@ -195,8 +197,11 @@ static int upload_bytes(struct cuda_backend *c, uint8_t *to, const uint8_t *from
         if (!b) {
             return -1;
         }
-        struct copy_job job = { b->host, from + at, n };
+        struct copy_job job = { spilled ? to + at : b->host, from + at, n };
         team_run(c->uploads->team, copy_pieces, &job, (n + PIECE_BYTES - 1) / PIECE_BYTES, 1);
+        if (spilled) {
+            continue;
+        }
         if (send_buffer(c, b, to + at, n, err) < 0 ||
             cuda_check(cudaEventRecord(b->done, c->stream), "upload", err) < 0) {
             return -1;
@@ -205,12 +210,35 @@ static int upload_bytes(struct cuda_backend *c, uint8_t *to, const uint8_t *from
     return 0;
 }
 
+/* Rows that have come, to tiles at `to`; for the host's memory by way of the other buffer's place on the device, which nobody
+ * needs while this one is worked on. */
+static int relay_rows(struct cuda_backend *c, const struct cuda_tensor *own, const struct buffer *b,
+                      uint64_t n, uint8_t *to, struct err *err)
+{
+    const struct buffer *other = &c->uploads->buffers[b == &c->uploads->buffers[0]];
+    uint64_t size = round_up(n, GROUP_ROWS) / GROUP_ROWS * own->group_bytes;
+    uint8_t *tiles = own->spilled_bytes ? other->device : to;
+    static_assert(BUFFERS == 2, "this one and the other");
+    if (cuda_relay(c, own->from.dtype, b->device, own->row_bytes, (uint32_t)n,
+                   (uint32_t)own->from.ne[0], tiles, err) < 0) {
+        return -1;
+    }
+    return tiles == to ? 0
+                       : cuda_check(cudaMemcpyAsync(to, tiles, size, cudaMemcpyDeviceToHost,
+                                                    c->stream),
+                                    "spill", err);
+}
+
 /* All rows, whole groups at a time: import has seen that a group fits a buffer. */
 static int upload_rows(struct cuda_backend *c, const struct cuda_tensor *own, struct err *err)
 {
     const struct weights_tensor *t = &own->from;
     uint64_t row_bytes = own->row_bytes, m = t->ne[1];
     uint64_t at_once = BUFFER_BYTES / row_bytes / GROUP_ROWS * GROUP_ROWS;
+    if (own->spilled_bytes && own->group_bytes) {
+        uint64_t tiles = BUFFER_BYTES / own->group_bytes * GROUP_ROWS;
+        at_once = tiles < at_once ? tiles : at_once;
+    }
     struct team *team = c->uploads->team;
     uint8_t *rows = (uint8_t *)malloc(team_size(team) * row_bytes), *to = own->device;
     int rc = rows ? 0 : err_set(err, ERR_NO_MEMORY, "a row for each thread");
@@ -221,13 +249,14 @@ static int upload_rows(struct cuda_backend *c, const struct cuda_tensor *own, st
             break;
         }
         n = m - i % m < at_once ? m - i % m : at_once;
-        struct gather job = { own, i, rows, b->host };
+        bool stays = own->spilled_bytes && !own->group_bytes;
+        struct gather job = { own, i, rows, stays ? to : b->host };
         team_run(team, gather_rows, &job, n, team_grain(team, n, 4));
-        if (own->group_bytes) {
+        if (stays) {
+            to += n * row_bytes;
+        } else if (own->group_bytes) {
             rc = send_buffer(c, b, b->device, n * row_bytes, err);
-            rc = rc == 0 ? cuda_relay(c, t->dtype, b->device, row_bytes, (uint32_t)n,
-                                      (uint32_t)t->ne[0], to, err)
-                         : rc;
+            rc = rc == 0 ? relay_rows(c, own, b, n, to, err) : rc;
             to += round_up(n, GROUP_ROWS) / GROUP_ROWS * own->group_bytes;
         } else {
             rc = send_buffer(c, b, to, n * row_bytes, err);
@@ -248,16 +277,26 @@ static int upload_tensor(struct cuda_backend *c, const struct cuda_tensor *own, 
     if (own->group_bytes || own->from.layout == WEIGHTS_LAYOUT_ROWS16) {
         return upload_rows(c, own, err);
     }
-    return upload_bytes(c, own->device, own->from.data, own->row_bytes * n_rows, err);
+    return upload_bytes(c, own->device, own->from.data, own->row_bytes * n_rows,
+                        own->spilled_bytes > 0, err);
 }
 
-int cuda_import_experts(struct backend *b, const struct weights_tensor *const *tensors, uint32_t n,
-                        const uint8_t **places, struct matrix *m, struct err *err)
+static void free_place(struct cuda_backend *c, uint8_t *place, uint64_t spilled_bytes)
+{
+    if (spilled_bytes) {
+        cuda_spill_free(c, place, spilled_bytes);
+    } else {
+        cuda_free(&c->base, place);
+    }
+}
+
+/* n tensors side by side; where: one of them to the host's memory, or NULL. */
+static int import(struct backend *b, const struct weights_tensor *const *tensors, uint32_t n,
+                  const struct backend_spilled *where, struct matrix *m, struct err *err)
 {
     struct cuda_backend *c = cuda_of(b);
     const struct weights_tensor *t = tensors[0];
     uint64_t row_bytes;
-    (void)places; /* they come to lie side by side */
     if (t->ne[0] > UINT32_MAX || t->ne[1] > UINT32_MAX || t->ne[2] > UINT32_MAX || t->ne[3] != 1) {
         return err_set(err, ERR_UNSUPPORTED, "tensor %s: shape beyond 32 bits", t->name);
     }
@@ -266,25 +305,27 @@ int cuda_import_experts(struct backend *b, const struct weights_tensor *const *t
     }
     uint64_t group_bytes = cuda_group_bytes(t->dtype, t->ne[0]);
     if ((group_bytes || t->layout == WEIGHTS_LAYOUT_ROWS16) &&
-        row_bytes > BUFFER_BYTES / GROUP_ROWS) {
+        (row_bytes > BUFFER_BYTES / GROUP_ROWS || (where && group_bytes > BUFFER_BYTES))) {
         return err_set(err, ERR_UNSUPPORTED, "tensor %s: rows of %llu bytes, at most %zu", t->name,
                        (unsigned long long)row_bytes, BUFFER_BYTES / GROUP_ROWS);
     }
     uint64_t expert_bytes = group_bytes ? round_up(t->ne[1], GROUP_ROWS) / GROUP_ROWS * group_bytes
                                         : row_bytes * t->ne[1];
     uint64_t bytes = expert_bytes * t->ne[2];
-    uint8_t *device = (uint8_t *)cuda_alloc(b, bytes * n, err);
+    uint8_t *device = where ? cuda_spill_alloc(c, bytes, err)
+                            : (uint8_t *)cuda_alloc(b, bytes * n, err);
     if (!device) {
         return err_wrap(err, "tensor %s", t->name);
     }
     for (uint32_t e = 0; e < n; e++) {
         struct cuda_tensor *own = (struct cuda_tensor *)calloc(1, sizeof *own);
         if (!own) {
-            cuda_free(b, e == 0 ? device : NULL);
+            free_place(c, e == 0 ? device : NULL, where ? bytes : 0);
             return err_set(err, ERR_NO_MEMORY, "tensor %s", t->name);
         }
         own->from = *tensors[e];
         own->device = device + e * bytes;
+        own->spilled_bytes = where ? bytes : 0;
         own->row_bytes = row_bytes;
         own->group_bytes = group_bytes;
         own->next = c->tensors;
@@ -300,14 +341,34 @@ int cuda_import_experts(struct backend *b, const struct weights_tensor *const *t
     out.row_bytes = group_bytes ? group_bytes : row_bytes;
     out.expert_bytes = expert_bytes;
     out.data = device;
+    if (where && where->slot_bytes) {
+        out.streamed = cuda_spill_stream(c, where, device, bytes, &out.data, err);
+        if (!out.streamed) {
+            return err_wrap(err, "tensor %s", t->name); /* its place goes with the model */
+        }
+        c->tensors->streamed = (struct cuda_streamed *)out.streamed;
+    }
     *m = out;
     return 0;
+}
+
+int cuda_import_experts(struct backend *b, const struct weights_tensor *const *tensors, uint32_t n,
+                        const uint8_t **places, struct matrix *m, struct err *err)
+{
+    (void)places; /* they come to lie side by side */
+    return import(b, tensors, n, NULL, m, err);
 }
 
 int cuda_import(struct backend *b, const struct weights_tensor *t, struct matrix *m,
                 struct err *err)
 {
-    return cuda_import_experts(b, &t, 1, NULL, m, err);
+    return import(b, &t, 1, NULL, m, err);
+}
+
+int cuda_import_spilled(struct backend *b, const struct weights_tensor *t,
+                        const struct backend_spilled *where, struct matrix *m, struct err *err)
+{
+    return import(b, &t, 1, where, m, err);
 }
 
 int cuda_arrived(struct backend *b, const uint8_t *base, size_t size_bytes, uint64_t data_end,
@@ -320,6 +381,9 @@ int cuda_arrived(struct backend *b, const uint8_t *base, size_t size_bytes, uint
                 return err_wrap(err, "tensor %s", own->from.name);
             }
             own->there = true;
+            if (own->streamed) {
+                cuda_spill_arrived(own->streamed);
+            }
         }
     }
     return 0;
@@ -327,11 +391,12 @@ int cuda_arrived(struct backend *b, const uint8_t *base, size_t size_bytes, uint
 
 void cuda_release(struct backend *b, const uint8_t *base, size_t size_bytes)
 {
+    cuda_spill_release(cuda_of(b), base, size_bytes);
     for (struct cuda_tensor **at = &cuda_of(b)->tensors; *at;) {
         struct cuda_tensor *own = *at;
         if ((uintptr_t)own->from.data - (uintptr_t)base < size_bytes) {
             *at = own->next;
-            cuda_free(b, own->device);
+            free_place(cuda_of(b), own->device, own->spilled_bytes);
             free(own);
         } else {
             at = &own->next;

@@ -54,7 +54,9 @@ static int step(struct side *s, uint32_t seq, uint32_t pos, uint32_t n, float *l
 
 static int run(struct side *s, const struct weights *w, struct backend *b, struct err *err)
 {
-    const struct model_options options = { DTYPE_F16, DTYPE_F16, CTX, { 0 } };
+    const struct model_options options = { .k_type = DTYPE_F16,
+                                           .v_type = DTYPE_F16,
+                                           .ctx_len = CTX };
     s->model = model_bind(w, b, &options, err);
     s->forward = s->model ? forward_create(s->model, b, ROWS, 1, err) : NULL;
     if (!s->forward) {

@@ -216,7 +216,9 @@ struct op_rope {
 };
 
 /* Writes k (n_rows, n_kv_heads, k_dim) and v (.., v_dim) of the rows into their pages, rounded to the KV types.
- * Rows of one sequence come in order of position. page_base: page i starts at page_base + i * layout->page_bytes. */
+ * Rows of one sequence come in order of position. page_base: page i starts at page_base + i * layout->page_bytes.
+ * What is given of the norms and turns comes first, in place: q's are any queries of the same rows; k's and v's are of op.k and
+ * op.v, or of a part of each head, and those need not be left so. v may be the first part of k (latent attention). */
 struct op_kv_store {
     const struct kv_layout *layout;
     uint32_t layer;
@@ -225,6 +227,8 @@ struct op_kv_store {
     uint32_t n_rows;
     const float *k, *v;
     uint32_t k_stride, v_stride;
+    const struct op_norm *q_norm, *k_norm, *v_norm; /* each or NULL */
+    const struct op_rope *q_rope, *k_rope;
 };
 
 /* o_t,h = sum_u a_u v_u over first_pos <= u < end_pos_t (and, when window > 0, pos_t - u < window);
@@ -513,6 +517,25 @@ struct backend {
     uint64_t margin_bytes;  /* a plan leaves so much of the room free */
     bool dry;               /* plan.c: all that takes memory is only counted, nothing is moved */
 };
+
+/* What comes before a store, op by op: for backends that have no kernel for all of it. */
+static inline int backend_before_store(struct backend *b, const struct op_kv_store *op,
+                                       struct err *err)
+{
+    const struct op_norm *const norms[] = { op->q_norm, op->k_norm, op->v_norm };
+    const struct op_rope *const ropes[] = { op->q_rope, op->k_rope };
+    for (int i = 0; i < 3; i++) {
+        if (norms[i] && b->ops->norm(b, norms[i], err) < 0) {
+            return -1;
+        }
+    }
+    for (int i = 0; i < 2; i++) {
+        if (ropes[i] && b->ops->rope(b, ropes[i], err) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
 
 struct backend_options {
     bool exact;

@@ -149,11 +149,11 @@ static int copy_rows(struct pass *p, uint32_t n_rows, uint32_t width, const floa
 }
 
 /* In place, every head of the rows. */
-static int norm_heads(struct pass *p, const struct model_norm *norm, float *x, uint32_t x_stride,
-                      uint32_t n_heads, uint32_t head_dim)
+static struct op_norm norm_of_heads(struct pass *p, const struct model_norm *norm, float *x,
+                                    uint32_t x_stride, uint32_t n_heads, uint32_t head_dim)
 {
     bool whole = p->m->arch->flags & ARCH_QK_NORM_WHOLE;
-    const struct op_norm op = {
+    return (struct op_norm){
         .kind = p->m->arch->norm,
         .n_rows = p->n,
         .n_groups = whole ? 1 : n_heads,
@@ -167,33 +167,30 @@ static int norm_heads(struct pass *p, const struct model_norm *norm, float *x, u
         .y = x,
         .y_stride = x_stride,
     };
-    return p->ops->norm(p->b, &op, p->err);
 }
 
-static int turn_heads(struct pass *p, int rope, float *x, uint32_t x_stride, uint32_t n_heads,
-                      uint32_t head_dim, const float *row_scale)
+/* Only where there is such a rope. */
+static struct op_rope turn_of_heads(struct pass *p, int rope, float *x, uint32_t x_stride,
+                                    uint32_t n_heads, uint32_t head_dim, const float *row_scale)
 {
-    if (rope < 0) {
-        return 0;
-    }
-    const struct op_rope op = {
+    return (struct op_rope){
         .x = x,
         .x_stride = x_stride,
         .n_rows = p->n,
         .n_heads = n_heads,
         .head_dim = head_dim,
-        .n_pairs = p->m->ropes[rope].n_pairs,
+        .n_pairs = rope < 0 ? 0 : p->m->ropes[rope].n_pairs,
         .neox = p->m->arch->rope == ARCH_ROPE_NEOX,
-        .cs = p->f->cs[rope],
+        .cs = rope < 0 ? NULL : p->f->cs[rope],
         .row_scale = row_scale,
     };
-    return p->ops->rope(p->b, &op, p->err);
 }
 
-static int store_kv(struct pass *p, const struct model_layer *l, const float *k, uint32_t k_stride,
-                    const float *v, uint32_t v_stride)
+/* Of this layer, with nothing before it. */
+static struct op_kv_store store_of(struct pass *p, const struct model_layer *l, const float *k,
+                                   uint32_t k_stride, const float *v, uint32_t v_stride)
 {
-    const struct op_kv_store op = {
+    return (struct op_kv_store){
         .layout = &p->m->kv,
         .layer = l->kv_layer,
         .page_base = kvcache_pages(p->kv),
@@ -204,7 +201,6 @@ static int store_kv(struct pass *p, const struct model_layer *l, const float *k,
         .k_stride = k_stride,
         .v_stride = v_stride,
     };
-    return p->ops->kv_store(p->b, &op, p->err);
 }
 
 static int attend(struct pass *p, const struct model_layer *l, const float *q, uint32_t q_stride,
@@ -255,11 +251,35 @@ static int project_qkv(struct pass *p, const struct model_layer *l, const float 
     return layer_matmul(p, &op);
 }
 
+/* Queries, keys and values are normed and turned where the layer says so, and kept. */
+static int place_qkv(struct pass *p, const struct model_layer *l, float *q, uint32_t q_stride,
+                     float *k, float *v, uint32_t stride)
+{
+    const struct model_norm plain = { .present = true };
+    uint32_t h = l->n_heads, g = l->n_kv_heads, d = l->k_dim;
+    const float *temperature = p->m->temperature != 0.0 ? p->f->temperature : NULL;
+    bool turns = l->rope >= 0;
+    const struct op_norm q_norm = norm_of_heads(p, &l->q_norm, q, q_stride, h, d),
+                         k_norm = norm_of_heads(p, &l->k_norm, k, stride, g, d),
+                         v_norm = norm_of_heads(p, &plain, v, stride, g, l->v_dim);
+    const struct op_rope q_rope = turn_of_heads(p, l->rope, q, q_stride, h, d, temperature),
+                         k_rope = turn_of_heads(p, l->rope, k, stride, g, d, NULL);
+    struct op_kv_store store = store_of(p, l, k, stride, v, stride);
+    store.q_norm = l->q_norm.present ? &q_norm : NULL;
+    store.q_rope = turns ? &q_rope : NULL;
+    if (!l->writes_kv) {
+        return backend_before_store(p->b, &store, p->err);
+    }
+    store.k_norm = l->k_norm.present ? &k_norm : NULL;
+    store.k_rope = turns ? &k_rope : NULL;
+    store.v_norm = p->m->arch->flags & ARCH_GEMMA4 ? &v_norm : NULL;
+    return p->ops->kv_store(p->b, &store, p->err);
+}
+
 static int mix_attention(struct pass *p, const struct model_layer *l, const float *x, float *y)
 {
     struct forward *f = p->f;
-    const struct arch *a = p->m->arch;
-    bool gated = a->flags & ARCH_HYBRID;
+    bool gated = p->m->arch->flags & ARCH_HYBRID;
     uint32_t h = l->n_heads, g = l->n_kv_heads, d = l->k_dim;
     uint32_t k_at = h * d, v_at = k_at + g * d, stride = v_at + g * l->v_dim;
     float *q = f->qkv, *k = f->qkv + k_at, *v = f->qkv + v_at;
@@ -276,19 +296,8 @@ static int mix_attention(struct pass *p, const struct model_layer *l, const floa
     if (l->writes_kv && l->v_from_k && copy_rows(p, p->n, g * d, k, stride, v, stride) < 0) {
         return -1;
     }
-    if ((l->q_norm.present && norm_heads(p, &l->q_norm, q, q_stride, h, d) < 0) ||
-        turn_heads(p, l->rope, q, q_stride, h, d,
-                   p->m->temperature != 0.0 ? f->temperature : NULL) < 0) {
+    if (place_qkv(p, l, q, q_stride, k, v, stride) < 0) {
         return -1;
-    }
-    if (l->writes_kv) {
-        const struct model_norm plain = { .present = true };
-        if ((l->k_norm.present && norm_heads(p, &l->k_norm, k, stride, g, d) < 0) ||
-            turn_heads(p, l->rope, k, stride, g, d, NULL) < 0 ||
-            ((a->flags & ARCH_GEMMA4) && norm_heads(p, &plain, v, stride, g, l->v_dim) < 0) ||
-            store_kv(p, l, k, stride, v, stride) < 0) {
-            return -1;
-        }
     }
     if (attend(p, l, q, q_stride, f->att) < 0) {
         return -1;
@@ -317,7 +326,9 @@ static int mix_attention(struct pass *p, const struct model_layer *l, const floa
 
 /* The cached head is [c ; rope(kr)] and its first part is the value: queries are absorbed into the latent space,
  * q'_h = B_h q_nope, and the heads' outputs leave it by attn_v_b. */
-static int attend_latent(struct pass *p, const struct model_layer *l, const float *q, float *kva)
+static int attend_latent(struct pass *p, const struct model_layer *l, float *q, float *kva,
+                         const struct op_norm *norm, const struct op_rope *q_rope,
+                         const struct op_rope *k_rope)
 {
     struct forward *f = p->f;
     uint32_t h = l->n_heads, rank = l->latent_dim, n_rot = l->k_dim - rank, d = l->nope_dim + n_rot;
@@ -341,7 +352,11 @@ static int attend_latent(struct pass *p, const struct model_layer *l, const floa
         .y = f->att,
         .y_stride = l->mla_v_dim,
     };
-    if (store_kv(p, l, kva, l->k_dim, kva, l->k_dim) < 0 ||
+    struct op_kv_store store = store_of(p, l, kva, l->k_dim, kva, l->k_dim);
+    store.k_norm = norm;
+    store.q_rope = q_rope;
+    store.k_rope = k_rope;
+    if (p->ops->kv_store(p->b, &store, p->err) < 0 ||
         p->ops->matmul_experts(p->b, &absorb, p->err) < 0 ||
         copy_rows(p, p->n * h, n_rot, q + l->nope_dim, d, f->wide + rank, l->k_dim) < 0 ||
         attend(p, l, f->wide, h * l->k_dim, f->q2) < 0) {
@@ -378,10 +393,11 @@ static int attend_expanded(struct pass *p, const struct model_layer *l, const fl
         .y = k + nope,
         .y_stride = d,
     };
+    const struct op_kv_store store = store_of(p, l, k, h * d, v, h * l->v_dim);
     if (layer_matmul(p, &expand) < 0 || copy_rows(p, p->n * h, nope, f->wide, pair, k, d) < 0 ||
         p->ops->gather(p->b, &spread, p->err) < 0 ||
         copy_rows(p, p->n * h, l->v_dim, f->wide + nope, pair, v, l->v_dim) < 0 ||
-        store_kv(p, l, k, h * d, v, h * l->v_dim) < 0) {
+        p->ops->kv_store(p->b, &store, p->err) < 0) {
         return -1;
     }
     return attend(p, l, q, h * d, f->att);
@@ -427,10 +443,17 @@ static int mix_mla(struct pass *p, const struct model_layer *l, const float *x, 
         .y = kva,
         .y_stride = kva_stride,
     };
-    if (layer_linear_to(p, &l->kv_a, x, kva) < 0 || p->ops->norm(p->b, &norm, p->err) < 0 ||
-        turn_heads(p, l->rope, q + l->nope_dim, h * d, h, d, NULL) < 0 ||
-        turn_heads(p, l->rope, kva + rank, kva_stride, 1, n_rot, NULL) < 0 ||
-        (fused ? attend_expanded(p, l, q, kva) : attend_latent(p, l, q, kva)) < 0) {
+    const struct op_rope q_rope = turn_of_heads(p, l->rope, q + l->nope_dim, h * d, h, d, NULL);
+    const struct op_rope k_rope = turn_of_heads(p, l->rope, kva + rank, kva_stride, 1, n_rot, NULL);
+    if (layer_linear_to(p, &l->kv_a, x, kva) < 0) {
+        return -1;
+    }
+    if (fused) { /* what is expanded is normed; what is turned comes after */
+        if (p->ops->norm(p->b, &norm, p->err) < 0 || p->ops->rope(p->b, &q_rope, p->err) < 0 ||
+            p->ops->rope(p->b, &k_rope, p->err) < 0 || attend_expanded(p, l, q, kva) < 0) {
+            return -1;
+        }
+    } else if (attend_latent(p, l, q, kva, &norm, &q_rope, &k_rope) < 0) {
         return -1;
     }
     return layer_linear_to(p, &l->o, f->att, y);

@@ -87,6 +87,155 @@ static void pages_are_the_cpus(void **state)
     }
 }
 
+/* Queries, keys and values of a few rows, and what is to happen to them on the way to the pages. */
+struct way {
+    bool norms, whole, neox, latent;
+    uint32_t n_pairs;
+};
+
+enum { WAY_ROWS = 7, WAY_HEADS = 3 };
+
+/* By one op, or by one after another; q and the pages are what is left. */
+static void go(struct backend *b, struct kv *kv, const struct way *w, bool together, float *q)
+{
+    uint32_t g = kv->layer.n_kv_heads, kd = kv->layer.k_dim, vd = kv->layer.v_dim,
+             pairs = w->n_pairs;
+    uint32_t q_stride = WAY_HEADS * kd, k_stride = g * kd, v_stride = g * vd, at = kd - 2 * pairs;
+    float *k = twins_floats((size_t)WAY_ROWS * k_stride, 2, 31);
+    float *v = w->latent ? k : twins_floats((size_t)WAY_ROWS * v_stride, 1, 32);
+    float *fresh = twins_floats((size_t)WAY_ROWS * q_stride, 1, 33);
+    float *weights = twins_floats(4 * (kd + vd), 1, 34),
+          *cs = twins_floats(2 * WAY_ROWS * 64, 1, 35);
+    float scale[WAY_ROWS];
+    struct kv_row rows[WAY_ROWS];
+    struct err err;
+    memcpy(q, fresh, (size_t)WAY_ROWS * q_stride * sizeof *q);
+    for (uint32_t i = 0; i < WAY_ROWS; i++) {
+        scale[i] = 1.0f + (float)i / 8;
+        rows[i] = (struct kv_row){ .pages = kv->table, .pos = 60 + i, .end_pos = 61 + i };
+    }
+    uint32_t norm_width = w->latent ? vd : kd;
+    struct op_norm q_norm = { .kind = OP_NORM_RMS,
+                              .n_rows = WAY_ROWS,
+                              .n_groups = WAY_HEADS,
+                              .width = kd,
+                              .x = q,
+                              .x_stride = q_stride,
+                              .w = weights,
+                              .eps = 1e-5f,
+                              .w_per_group = true,
+                              .y = q,
+                              .y_stride = q_stride };
+    struct op_norm k_norm = { .kind = OP_NORM_LAYER,
+                              .n_rows = WAY_ROWS,
+                              .n_groups = w->latent ? 1 : g,
+                              .width = norm_width,
+                              .x = k,
+                              .x_stride = k_stride,
+                              .w = weights + kd,
+                              .b = weights,
+                              .eps = 1e-5f,
+                              .y = k,
+                              .y_stride = k_stride };
+    struct op_norm v_norm = { .kind = OP_NORM_RMS,
+                              .n_rows = WAY_ROWS,
+                              .n_groups = g,
+                              .width = vd,
+                              .x = v,
+                              .x_stride = v_stride,
+                              .eps = 1e-5f,
+                              .y = v,
+                              .y_stride = v_stride };
+    if (w->whole) {
+        q_norm.n_groups = k_norm.n_groups = 1;
+        q_norm.width = q_stride;
+        k_norm.width = k_stride;
+        q_norm.w = k_norm.w = k_norm.b = NULL;
+    }
+    struct op_rope q_rope = { .x = w->latent ? q + at : q,
+                              .x_stride = q_stride,
+                              .n_rows = WAY_ROWS,
+                              .n_heads = WAY_HEADS,
+                              .head_dim = kd,
+                              .n_pairs = pairs,
+                              .neox = w->neox,
+                              .cs = cs,
+                              .row_scale = w->neox ? scale : NULL };
+    struct op_rope k_rope = q_rope;
+    k_rope.x = w->latent ? k + at : k;
+    k_rope.x_stride = k_stride;
+    k_rope.n_heads = g;
+    k_rope.row_scale = NULL;
+    struct op_kv_store store = { .layout = &kv->layout,
+                                 .page_base = kv->pages,
+                                 .rows = rows,
+                                 .n_rows = WAY_ROWS,
+                                 .k = k,
+                                 .v = v,
+                                 .k_stride = k_stride,
+                                 .v_stride = w->latent ? k_stride : v_stride };
+    struct op_kv_store before = store;
+    before.q_norm = w->norms && !w->latent ? &q_norm : NULL;
+    before.k_norm = w->norms ? &k_norm : NULL;
+    before.v_norm = w->norms && !w->latent ? &v_norm : NULL;
+    before.q_rope = &q_rope;
+    before.k_rope = &k_rope;
+    if (together) {
+        assert_ok(b->ops->kv_store(b, &before, &err), err);
+        if (strcmp(b->name, "cuda") == 0 &&
+            !w->whole) { /* one launch: they are changed on the way alone */
+            float *as_was = twins_floats((size_t)WAY_ROWS * k_stride, 2, 31);
+            assert_memory_equal(k, as_was, (size_t)WAY_ROWS * k_stride * sizeof *k);
+            free(as_was);
+        }
+    } else {
+        assert_ok(backend_before_store(b, &before, &err), err);
+        assert_ok(b->ops->kv_store(b, &store, &err), err);
+    }
+    free(k);
+    if (!w->latent) {
+        free(v);
+    }
+    free(fresh);
+    free(weights);
+    free(cs);
+}
+
+static void what_comes_before_a_store_changes_no_bit(void **state)
+{
+    struct twins *t = *state;
+    static const struct way ways[] = { { .n_pairs = 20 },
+                                       { .n_pairs = 12, .neox = true },
+                                       { .norms = true, .n_pairs = 16, .neox = true },
+                                       { .norms = true, .whole = true, .n_pairs = 20 },
+                                       { .norms = true, .latent = true, .n_pairs = 4 },
+                                       { .latent = true, .n_pairs = 4 } };
+    for (size_t i = 0; i < 5 * sizeof ways / sizeof ways[0]; i++) {
+        const struct way *w = &ways[i / 5];
+        struct kv alone, together, cpu;
+        uint32_t k_dim = 40, v_dim = w->latent ? 32 : 48;
+        float q[3][WAY_ROWS * WAY_HEADS * 40];
+        make(&alone, types[i % 5], types[(i + 1) % 5], k_dim, v_dim);
+        make(&together, types[i % 5], types[(i + 1) % 5], k_dim, v_dim);
+        make(&cpu, types[i % 5], types[(i + 1) % 5], k_dim, v_dim);
+        if (w->latent) { /* one key head: the second is not there */
+            alone.layer.n_kv_heads = together.layer.n_kv_heads = cpu.layer.n_kv_heads = 1;
+        }
+        go(t->cuda, &alone, w, false, q[0]);
+        go(t->cuda, &together, w, true, q[1]);
+        go(t->cpu, &cpu, w, true, q[2]);
+        assert_memory_equal(q[0], q[1], sizeof q[0]);
+        assert_memory_equal(alone.pages, together.pages, N_PAGES * alone.layout.page_bytes);
+        twins_compare(q[1], q[2], sizeof q[1] / sizeof q[1][0], w->norms ? 1e-6 : 0, "queries");
+        if (!w->norms) { /* a norm's sums have an order of their own on a device */
+            assert_memory_equal(together.pages, cpu.pages, N_PAGES * cpu.layout.page_bytes);
+        }
+        free(alone.pages);
+        free(together.pages);
+        free(cpu.pages);
+    }
+}
+
 /* n_rows rows ending at positions that grow from `at`. */
 static void attend(struct backend *b, struct kv *kv, uint32_t n_heads, const int64_t *at,
                    uint32_t n_rows, uint32_t window, const float *sinks, float softcap, float *o)
@@ -253,6 +402,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(pages_are_the_cpus),
+        cmocka_unit_test(what_comes_before_a_store_changes_no_bit),
         cmocka_unit_test(attention_agrees_with_the_cpu),
         cmocka_unit_test(the_exact_setting_gives_the_cpus_bits),
         cmocka_unit_test(a_row_has_the_same_bits_in_a_crowd),

@@ -73,6 +73,9 @@ int cpu_kv_store(struct backend *b, const struct op_kv_store *op, struct err *er
     if (align_up(dim, 32) * 2 * sizeof(float) > c->scratch_bytes) {
         return err_set(err, ERR_NO_FIT, "kv_store: heads of %u values", dim);
     }
+    if (backend_before_store(b, op, err) < 0) {
+        return -1;
+    }
     for (uint32_t i = 0; i < op->n_rows; i++) {
         const struct kv_row *row = &op->rows[i];
         uint32_t at = (uint32_t)(row->pos % KV_PAGE_TOKENS), lane = at % KV_TILE;

@@ -33,9 +33,10 @@ static void store(enum dtype dtype, uint8_t *tile, uint32_t i, float value)
 
 int cpu_kv_store_exact(struct backend *b, const struct op_kv_store *op, struct err *err)
 {
-    (void)b;
-    (void)err;
     const struct kv_layer *l = &op->layout->layer[op->layer];
+    if (backend_before_store(b, op, err) < 0) {
+        return -1;
+    }
     for (uint32_t i = 0; i < op->n_rows; i++) {
         const struct kv_row *row = &op->rows[i];
         uint32_t at = (uint32_t)(row->pos % KV_PAGE_TOKENS), lane = at % KV_TILE;

@@ -1,5 +1,5 @@
 /* Rotary positions (Su et al. 2021): the table once for a step, in double; then turns in place, a thread for a pair. */
-#include "worker/cuda/check.cuh"
+#include "worker/cuda/heads.cuh"
 
 #define THREADS 128
 
@@ -38,12 +38,7 @@ static __global__ void rope_kernel(struct op_rope op)
         return;
     }
     uint32_t h = at / op.n_pairs, j = at % op.n_pairs;
-    const float *cs = op.cs + ((uint64_t)i * op.n_pairs + j) * 2;
-    float *x = op.x + (uint64_t)i * op.x_stride + (uint64_t)h * op.head_dim;
-    uint32_t first = op.neox ? j : 2 * j, second = op.neox ? j + op.n_pairs : 2 * j + 1;
-    float u = x[first], v = x[second];
-    x[first] = u * cs[0] - v * cs[1];
-    x[second] = u * cs[1] + v * cs[0];
+    turn_pair(&op, i, j, op.x + (uint64_t)i * op.x_stride + (uint64_t)h * op.head_dim);
 }
 
 static __global__ void scale_kernel(float *x, uint32_t x_stride, uint32_t width,

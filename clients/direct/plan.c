@@ -1,10 +1,13 @@
 /* hearth plan: what a model takes on a device, before a byte of it is loaded. Only the file's head is read; the sizes are
  * the engine's own (worker/plan.h), on a backend that counts instead of allocating. */
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/sysinfo.h>
+#include <unistd.h>
 
+#include "clients/direct/plan.h"
 #include "clients/direct/synth_model.h"
 #include "clients/options.h"
 #include "loader/load.h"
@@ -15,7 +18,7 @@
 
 static const struct program program = {
     .verb = "plan",
-    .synopsis = "[OPTIONS] MODEL.gguf|synth:ARCH:PRESET:TYPE",
+    .synopsis = "[OPTIONS] MODEL|FILE.gguf|synth:ARCH:PRESET:TYPE",
     .purpose = "say what a model takes before it is loaded",
     .text =
         "Prints what weights, keys and values, recurrent states and work space take on the "
@@ -29,11 +32,14 @@ static uint64_t quarter_of_memory(void)
     return sysinfo(&info) == 0 ? (uint64_t)info.totalram * info.mem_unit / 4 : 1ull << 30;
 }
 
-static int open_model(const char *name, struct weights *w, struct err *err)
+static int open_model(const char *name, const char *run, struct weights *w, struct err *err)
 {
-    char text[128], *save = NULL;
+    char text[128], *save = NULL, path[PATH_MAX];
     if (strncmp(name, "synth:", 6) != 0) {
-        return loader_open_manifest(name, w, err);
+        bool file = strchr(name, '/') || access(name, F_OK) == 0;
+        return !file && plan_find_file(run, name, path, sizeof path, err) < 0
+                   ? -1
+                   : loader_open_manifest(file ? name : path, w, err);
     }
     if (strlen(name) >= sizeof text) {
         return err_set(err, ERR_USAGE, "%.40s...: synth:ARCH:PRESET:TYPE", name);
@@ -125,12 +131,13 @@ static void print_json(const char *device, const struct plan *p, bool fits, uint
            p->shape.n_unmirrored);
 }
 
-static int run(const char *name, const char *device, const struct backend_options *options,
-               struct plan_question *q, bool json, struct err *err)
+static int run(const char *name, const char *run_dir, const char *device,
+               const struct backend_options *options, struct plan_question *q, bool json,
+               struct err *err)
 {
     struct weights w = { 0 };
     struct plan plan;
-    if (open_model(name, &w, err) < 0) {
+    if (open_model(name, run_dir, &w, err) < 0) {
         return -1;
     }
     int rc = -1;
@@ -152,7 +159,7 @@ static int run(const char *name, const char *device, const struct backend_option
 
 int main(int argc, char **argv)
 {
-    const char *device = "auto", *kv = NULL;
+    const char *device = "auto", *kv = NULL, *run_dir = NULL;
     int64_t ctx = 0, seqs = SEQUENCES, threads = 0;
     bool json = false;
     struct backend_options options = { 0 };
@@ -170,6 +177,8 @@ int main(int argc, char **argv)
         { "state-budget", 0, OPTION_SIZE, &q.state_bytes_max, "SIZE",
           "memory for the state segment; default: a quarter of the machine's", NULL },
         { "threads", 0, OPTION_INT, &threads, "N", "of the CPU; default: all cores", NULL },
+        { "run", 0, OPTION_STRING, &run_dir, "DIR", "the service's runtime directory, for names",
+          NULL },
         { "json", 0, OPTION_FLAG, &json, NULL, "one object", NULL },
         { 0 },
     };
@@ -189,7 +198,7 @@ int main(int argc, char **argv)
     q.n_sequences = (uint32_t)seqs;
     device = backend_choose(device, NULL, NULL);
     struct err err = { 0 };
-    if (run(argv[0], device, &options, &q, json, &err) < 0) {
+    if (run(argv[0], run_dir, device, &options, &q, json, &err) < 0) {
         fprintf(stderr, "hearth plan: %s\n", err.text);
         return err_exit_code(err.code);
     }

@@ -62,6 +62,14 @@ def a_path_is_a_name():
     shutil.rmtree(models)
 
 
+def a_plan_knows_names_too():
+    with House() as house:
+        file = os.path.join(FIXTURES, "hearth-tiny.gguf")
+        assert house.hearth("plan", "--device", "cpu", "--json", "hearth-tiny").stdout == house.hearth("plan", "--device", "cpu", "--json", file).stdout
+        wrong = house.hearth("plan", "hearth-tinny", check=False)
+        assert wrong.returncode == 4 and "hearth-tinny" in one_line(wrong.stderr), wrong
+
+
 def a_missing_name_is_exit_4_with_near_ones():
     with House() as house:
         wrong = house.hearth("ask", "-m", "hearth-tinny", "Hello", check=False)
@@ -222,6 +230,6 @@ def a_changed_file_replaces_the_old_one_only_when_it_is_a_model():
     shutil.rmtree(models)
 
 
-main(a_changed_file_replaces_the_old_one_only_when_it_is_a_model, aliases_have_options_of_their_own, loaded_and_unloaded, any_name_is_json, the_default_is_the_only_resident_one, a_path_is_a_name,
+main(a_changed_file_replaces_the_old_one_only_when_it_is_a_model, aliases_have_options_of_their_own, loaded_and_unloaded, any_name_is_json, the_default_is_the_only_resident_one, a_path_is_a_name, a_plan_knows_names_too,
      a_missing_name_is_exit_4_with_near_ones, a_broken_file_is_exit_7_and_harms_nobody,
      an_unknown_architecture_is_refused_by_name, many_models_under_a_small_budget, unload_pauses_a_running_answer)

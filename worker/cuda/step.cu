@@ -12,6 +12,11 @@ extern "C" {
 #include "proto/log.h"
 }
 
+#if !defined(HEARTH_EMULATED) && CUDART_VERSION < 13000
+#define ADD_EDGE cudaGraphAddDependencies_v2 /* as the runtime of before 13 calls it */
+#else
+#define ADD_EDGE cudaGraphAddDependencies
+#endif
 #define LINES_FIRST  256
 #define BYTES_FIRST  ((size_t)64 << 10)
 #define VALUES_ALIGN 16
@@ -214,9 +219,7 @@ static cudaError_t add_kernel(const struct kept *k, cudaGraphNode_t *node, const
         edge.from_port = cudaGraphKernelNodePortProgrammatic;
         edge.type = cudaGraphDependencyTypeProgrammatic;
         cudaError_t rc = cudaGraphAddKernelNode(node, k->graph, after, n, p);
-        return rc == cudaSuccess
-                   ? cudaGraphAddDependencies(k->graph, &at->kernel, node, &edge, 1)
-                   : rc;
+        return rc == cudaSuccess ? ADD_EDGE(k->graph, &at->kernel, node, &edge, 1) : rc;
     }
 #endif
     (void)early;

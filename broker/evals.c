@@ -381,6 +381,15 @@ void evals_worker_died(struct broker *b, uint32_t child, bool by_fault)
     }
 }
 
+void evals_told_again(struct broker *b, uint32_t child)
+{
+    for (struct eval *e = b->evals.first; e; e = e->next) {
+        if (e->worker == child && e->state == EVAL_RUNNING) {
+            e->state = EVAL_GRANTING; /* its segment is there: the letter alone is repeated */
+        }
+    }
+}
+
 void evals_client_gone(struct broker *b, uint64_t client)
 {
     for (struct eval *e = b->evals.first, *next; e; e = next) {

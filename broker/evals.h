@@ -71,6 +71,9 @@ void evals_done(struct broker *b, uint32_t child, const Hearth__WorkerEvaluated 
 
 /* The worker is gone: its evaluations begin again. */
 void evals_worker_died(struct broker *b, uint32_t child, bool by_fault);
+
+/* The worker lives and forgot what it was asked, with the link by which it was. */
+void evals_told_again(struct broker *b, uint32_t child);
 /* The client is gone. */
 void evals_client_gone(struct broker *b, uint64_t client);
 void evals_fail(struct broker *b, struct model *model, const struct err *why);

@@ -212,6 +212,8 @@ void models_on_bound(struct broker *b, uint32_t child, const Hearth__WorkerBound
 void models_on_unbound(struct broker *b, uint32_t child, uint64_t number);
 /* The worker is gone: what it had bound is only warm. */
 void models_worker_died(struct broker *b, uint32_t child, bool by_fault);
+/* A worker says Hello, and these are all that it has bound: what it was asked before came to nothing, and is asked again. */
+void models_worker_lacks(struct broker *b, uint32_t child, const uint64_t *has, size_t n_has);
 /* A worker that outlived the last broker has it bound: it is asked for the facts again. */
 void models_worker_has(struct broker *b, uint32_t child, uint64_t number);
 

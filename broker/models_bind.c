@@ -228,6 +228,29 @@ void models_worker_died(struct broker *b, uint32_t child, bool by_fault)
     }
 }
 
+void models_worker_lacks(struct broker *b, uint32_t child, const uint64_t *has, size_t n_has)
+{
+    for (uint32_t i = 0; i < b->models.n; i++) {
+        struct model *m = b->models.list[i];
+        size_t k = 0;
+        while (k < n_has && has[k] != m->number) {
+            k++;
+        }
+        if (m->worker != child || m->bind == BIND_NONE) {
+            continue;
+        }
+        parks_unbound(b, m); /* what it was writing is forgotten too */
+        if (k < n_has) {
+            continue;
+        }
+        m->bind = BIND_NONE;
+        m->worker = 0;
+        if (m->state == MODEL_RESIDENT) {
+            models_move(m, MODEL_WARM, "the worker does not have it");
+        }
+    }
+}
+
 void models_worker_has(struct broker *b, uint32_t child, uint64_t number)
 {
     struct model *m = models_find_number(&b->models, number);

@@ -309,6 +309,7 @@ static void take_stock(struct broker *b, struct worker *w, const Hearth__Hello *
             post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_RELEASE, &release);
         }
     }
+    models_worker_lacks(b, w->child, hello->models, hello->n_models);
     for (size_t i = 0; i < hello->n_models; i++) {
         models_worker_has(b, w->child, hello->models[i]);
     }
@@ -345,15 +346,18 @@ bool workers_on_hello(struct broker *b, const struct link_peer *peer, const Hear
     }
     bool again = w->state == WORKER_READY;
     w->state = WORKER_READY;
-    /* What the last connection was told went to another socket: readers and takes are told again. */
+    /* What the last connection was told went to another socket, and what it said may have died there: all is told again. That
+     * happens: a worker that hears of a broker late has said Hello to it by an older link already (SERVE.md). */
     for (uint32_t i = 0; i < w->n_grants; i++) {
         w->grants[i].told = false;
     }
     for (uint32_t i = 0; i < b->requests.n; i++) {
-        if (b->requests.list[i]->worker == w->child) {
-            b->requests.list[i]->told = false;
+        struct request *r = b->requests.list[i];
+        if (r->worker == w->child) {
+            r->told = r->releasing = r->ending = false;
         }
     }
+    evals_told_again(b, w->child);
     take_stock(b, w, hello);
     log_info("worker %u on %s (%s, %u threads): %s", w->child, w->device, w->isa, w->threads,
              again ? "here again" : "ready");

@@ -360,10 +360,11 @@ int serve_turn(struct serve *s, int timeout_ms, struct err *err)
 {
     drain_signals(s);
     drain_channel(s);
-    bool drained = serve_drain_link(s);
+    /* First: what still lies in the old link was said by a dead broker, or by the new one to a socket that is about to go. */
     if (s->broker_new && reconnect(s, err) < 0) {
         return -1;
     }
+    bool drained = serve_drain_link(s);
     if (s->stop) {
         return 0;
     }

@@ -370,6 +370,46 @@ static void outside_kills_never_delay_a_worker(void **state)
     rig_close(&r);
 }
 
+/* The letters of a bind, up to so many, and the model's worker greets by another link: what was said to the old one is gone. */
+static void a_worker_that_greets_again_is_asked_again(void **state)
+{
+    (void)state;
+    for (int said = 0; said < 3; said++) {
+        struct rig r;
+        rig_open(&r);
+        rig_model(&r, "a", 1000);
+        ready(&r);
+        struct model *m = named(&r, "a");
+        load(&r, m, false);
+        rig_loaded(&r, 4096);
+        assert_int_equal(m->bind, BIND_ASKED);
+        if (said > 0) {
+            Hearth__WorkerNeed need = HEARTH__WORKER_NEED__INIT;
+            need.model = m->number;
+            need.state_bytes = 1 << 20;
+            need.fingerprint = message_str("f16-2048");
+            models_on_need(r.b, m->worker, &need);
+            assert_int_equal(m->bind, BIND_NEEDS);
+        }
+        if (said > 1) {
+            rig_turns(&r);
+            assert_int_equal(m->bind, BIND_STATE);
+        }
+        rig_worker_hello(&r);
+        rig_turns(&r);
+        rig_bound(&r, m);
+        /* And as it leaves. */
+        struct err err = { 0 };
+        assert_ok(models_unload(r.b, m, &err), err);
+        rig_turns(&r);
+        assert_int_equal(m->bind, BIND_LEAVING);
+        rig_worker_hello(&r);
+        rig_turns(&r);
+        assert_int_equal(m->state, MODEL_COLD);
+        rig_close(&r);
+    }
+}
+
 static void text_service_that_cannot_start_fails_text_work_only(void **state)
 {
     (void)state;
@@ -414,6 +454,7 @@ int main(void)
         cmocka_unit_test(worker_that_dies_at_every_start_is_backed_off_and_its_requests_end),
         cmocka_unit_test(worker_that_dies_at_every_bind_fails_that_model_alone),
         cmocka_unit_test(outside_kills_never_delay_a_worker),
+        cmocka_unit_test(a_worker_that_greets_again_is_asked_again),
         cmocka_unit_test(text_service_that_cannot_start_fails_text_work_only),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

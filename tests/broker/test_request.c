@@ -317,6 +317,42 @@ static void cancel_and_deadline_end_a_waiting_request(void **state)
     rig_close(&r);
 }
 
+/* Letters that went to a worker's old link are said again, whatever they were: a release, and an end that has a reason. */
+static void what_a_worker_was_told_before_it_greets_again_is_repeated(void **state)
+{
+    (void)state;
+    struct rig r;
+    struct err late;
+    open_resident(&r);
+    struct request *q = rig_submit(&r, c, 1, "a", 20, 5), *p = rig_submit(&r, c, 2, "a", 20, 5);
+    rig_turns(&r);
+    assert_true(q->worker && q->told && p->worker);
+    err_set(&late, ERR_TIMEOUT, "its deadline has passed");
+    request_cancel(r.b, p, &late);
+    assert_true(p->ending);
+    models_evict(r.b, m, true, "room is needed for another model");
+    rig_turns(&r);
+    assert_int_equal(m->state, MODEL_DRAINING);
+    assert_true(q->releasing);
+    Hearth__Hello hello = HEARTH__HELLO__INIT;
+    uint64_t here[] = { m->number };
+    struct worker *w = workers_find(&r.b->workers, m->worker);
+    struct link_peer peer = { .len = 1, .id = { 99 } };
+    hello.role = HEARTH__ROLE__WORKER;
+    hello.token = message_bytes(w->token, sizeof w->token);
+    hello.child = w->child;
+    hello.n_models = 1;
+    hello.models = here;
+    uint64_t said = r.b->n_said;
+    assert_true(workers_on_hello(r.b, &peer, &hello));
+    assert_false(q->releasing || p->ending || q->told || p->told);
+    request_cancel(r.b, p, &late); /* its deadline still is */
+    rig_turns(&r);
+    assert_true(q->releasing && p->ending);
+    assert_true(r.b->n_said >= said + 2);
+    rig_close(&r);
+}
+
 static void file_that_changed_fails_the_requests_that_began_with_it(void **state)
 {
     (void)state;
@@ -351,6 +387,7 @@ int main(void)
         cmocka_unit_test(flow_that_has_several_gives_one_to_a_flow_that_has_none),
         cmocka_unit_test(a_short_question_is_served_between_twenty_long_prompts),
         cmocka_unit_test(cancel_and_deadline_end_a_waiting_request),
+        cmocka_unit_test(what_a_worker_was_told_before_it_greets_again_is_repeated),
         cmocka_unit_test(file_that_changed_fails_the_requests_that_began_with_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

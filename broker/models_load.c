@@ -78,10 +78,11 @@ static void load_failed(struct broker *b, struct model *m, const struct err *why
     m->loader_spawning = false;
     models_kill(b, m->text.child, SIGTERM);
     m->text.ready = false;
-    swap_left(m);
+    swap_interrupted(m);
     models_move(m, MODEL_COLD, why->text);
     m->load_tries++;
     if (final || m->load_tries >= MODELS_LOAD_TRIES) {
+        swap_left(m);
         m->load_tries = 0;
         m->load_kills = 0;
         m->error = *why;
@@ -195,9 +196,11 @@ void models_on_weights(struct broker *b, uint64_t number, uint64_t segment, int 
                 loaded(b, m, "the last broker left it");
             } else {
                 models_drop(b, &m->segment);
+                models_drop(b,
+                            &m->state_segment); /* nobody counts the room of a model that is cold */
                 m->segment_bytes = 0;
-                m->header = false;
-                swap_left(m);
+                m->header = m->state_made = false;
+                swap_interrupted(m);
                 models_move(m, MODEL_COLD, "what the last broker left is not whole");
             }
         }

@@ -167,6 +167,7 @@ static void recover_slot(struct broker *b, struct shard *shard, uint32_t i)
     r->model = models_get(b, slot->model.name, NULL, &err);
     if (r->model) {
         models_promised(r->model, slot);
+        swap_recovered(r->model, spoke_ms < b->now_ms ? spoke_ms : 0, r->born_ms);
     } else if (r->worker == 0) {
         request_end(b, r, JOURNAL_END_ERROR, &err);
     }

@@ -182,7 +182,10 @@ static struct request *choose_victim(struct broker *b, const struct model *m, st
             most = n;
         }
         uint64_t served = queue_served(&b->queue, r->flow);
-        if (has_none && served >= ahead) {
+        /* Who was taken by his age would lose his place to the counters again before he had anything of it. */
+        bool just_came = r->by_age && request_committed(r) == r->n_taken &&
+                         b->now_ms < r->taken_ms + QUEUE_PLACE_MS;
+        if (has_none && served >= ahead && !just_came) {
             rich = r;
             ahead = served;
         }
@@ -234,14 +237,17 @@ static void act_model(struct broker *b, struct model *m, struct worker *w)
                 return;
             }
             take(b, v.next, w);
+            v.next->by_age = v.next == v.aged;
             continue;
         }
         struct request *victim = v.n_releasing ? NULL : choose_victim(b, m, w, v.next);
         if (!victim && !v.n_releasing && v.aged) {
             victim = choose_for_aged(b, m, w, v.aged);
+            if (victim) {
+                victim->yields = true;
+            }
         }
         if (victim) {
-            victim->yields = true;
             route_release(b, victim, "another flow waits for its turn");
         }
         return;

@@ -25,12 +25,18 @@ static uint64_t state_held(const struct broker *b, const struct model *m)
     return m->state_segment ? m->state_bytes : m->swap.in_turn ? state_promised(b, m) : 0;
 }
 
+/* Whose turn it is keeps its room while a loader that was killed is born again. */
+static bool holds_room(const struct model *m)
+{
+    return m->segment || m->swap.in_turn;
+}
+
 uint64_t swap_used(const struct broker *b)
 {
     uint64_t used = 0;
     for (uint32_t i = 0; i < b->models.n; i++) {
         const struct model *m = b->models.list[i];
-        used += m->segment ? weights_bytes(m) + state_held(b, m) : 0;
+        used += holds_room(m) ? weights_bytes(m) + state_held(b, m) : 0;
     }
     return used;
 }
@@ -41,7 +47,7 @@ uint64_t swap_used_after(const struct broker *b)
     for (uint32_t i = 0; i < b->models.n; i++) {
         const struct model *m = b->models.list[i];
         bool leaves = m->unload || m->state == MODEL_DRAINING;
-        used += m->segment && !leaves ? weights_bytes(m) + state_held(b, m) : 0;
+        used += holds_room(m) && !leaves ? weights_bytes(m) + state_held(b, m) : 0;
     }
     return used;
 }
@@ -77,6 +83,7 @@ void swap_begin(struct broker *b)
     for (uint32_t i = 0; i < t->n; i++) {
         struct model *m = t->list[i];
         struct swap_model *s = &m->swap;
+        s->in_turn &= m->want_warm || m->state != MODEL_COLD;
         if (!m->want_warm || s->in_turn) {
             s->wants_since_ms = 0;
             m->claim = 0;
@@ -211,6 +218,16 @@ int swap_load_room(struct broker *b, struct model *m, struct err *err)
         m->claim = 0;
         return 0; /* memory is lent: when it comes back, a turn comes */
     }
+    if (m->swap
+            .in_turn) { /* its loader was killed: the room is its own, unless a recovered state took more than was known */
+        m->swap.in_turn = false;
+        used = swap_used(b);
+        if (used + need <= budget && need <= models_available(&b->models)) {
+            m->swap.in_turn = true;
+            return 1;
+        }
+        used += claimed(b, m);
+    }
     whole = whole + kept > budget ? need : whole;
     uint64_t available = models_available(&b->models);
     if (used + whole <= budget && need <= available) {
@@ -273,6 +290,27 @@ void swap_left(struct model *m)
     s->in_turn = s->evicting = false;
     s->turn_ms = s->served = s->wants_since_ms = 0;
     m->claim = 0;
+}
+
+void swap_interrupted(struct model *m)
+{
+    struct swap_model *s = &m->swap;
+    s->evicting = false;
+    s->turn_ms = s->served = 0;
+    if (!s->in_turn && s->wants_since_ms) {
+        m->claim = m->file.size_bytes; /* it was read ahead: that room stays for the first */
+    }
+}
+
+void swap_recovered(struct model *m, uint64_t spoke_ms, uint64_t born_ms)
+{
+    struct swap_model *s = &m->swap;
+    if (spoke_ms) {
+        s->wants_since_ms = s->spoke && s->wants_since_ms > spoke_ms ? s->wants_since_ms : spoke_ms;
+        s->spoke = true;
+    } else if (!s->spoke && (!s->wants_since_ms || born_ms < s->wants_since_ms)) {
+        s->wants_since_ms = born_ms;
+    }
 }
 
 void swap_arrived(struct broker *b, struct model *m)

@@ -30,6 +30,7 @@ struct model;
 struct swap_model {
     uint64_t
         wants_since_ms;   /* wanted without having room since then; 0: it has, or is not wanted */
+    bool spoke;           /* ... as the journal says, by its last token */
     bool in_turn;         /* it has room for weights and state */
     uint64_t turn_ms;     /* since when it can serve; 0: not yet */
     uint64_t served;      /* tokens and results in this turn */
@@ -58,6 +59,14 @@ bool swap_bind_room(struct broker *b, struct model *m);
 
 /* Whether a model that leaves for another's sake may keep its weights. */
 bool swap_keeps_weights(const struct broker *b, const struct model *m);
+
+/* Its loader died and begins again at once: m keeps its room, or its place among those that wait for one. Else a model whose loads
+ * are killed would stand behind the others each time, and never come. */
+void swap_interrupted(struct model *m);
+
+/* The last broker died while m was wanted: it has waited since the last token of any of its requests, or since the oldest came. Else
+ * brokers that die young would begin every wait anew. Once for each of its requests. */
+void swap_recovered(struct model *m, uint64_t spoke_ms, uint64_t born_ms);
 
 /* m lost its room; m is on its device; m failed for good: who left for it comes back. */
 void swap_left(struct model *m);

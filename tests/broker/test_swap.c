@@ -170,6 +170,82 @@ static void the_next_file_is_read_while_the_other_computes(void **state)
     rig_close(&r);
 }
 
+/* Somebody kills its loader, again and again: the room stays its own, and so does its place in the row. In a storm in which
+ * hardly a load came to its end the others took the room each time, and ten streams of one model had nothing for a minute. */
+static void a_killed_loader_costs_no_turn(void **state)
+{
+    (void)state;
+    struct rig r;
+    begin(&r, 7);
+    a->swap.served = SWAP_SERVED_MIN;
+    load(&r, b);
+    later(&r, 11000);
+    leave(&r, a); /* it is wanted again, and stands before b in the table */
+    for (int i = 0; i < 3; i++) {
+        later(&r, 1000);
+        assert_int_equal(b->state, MODEL_LOADING);
+        assert_int_equal(a->state, MODEL_COLD);
+        rig_died(&r, rig_child(&r, HERITAGE_LOADER), SIGKILL);
+        assert_int_equal(b->state, MODEL_COLD);
+        assert_true(swap_used(r.b) >= 4 * MIB);
+        rig_turns(&r);
+    }
+    rig_loaded(&r, 4 * MIB);
+    assert_int_equal(b->bind, BIND_ASKED);
+    rig_close(&r);
+    /* One that is read ahead stays the first. */
+    begin(&r, 10);
+    load(&r, b);
+    later(&r, 10);
+    load(&r, c);
+    assert_ptr_equal(r.b->models.first, b);
+    for (int i = 0; i < 3; i++) {
+        later(&r, 1000);
+        assert_int_equal(b->state, MODEL_LOADING);
+        assert_int_equal(c->state, MODEL_COLD);
+        rig_died(&r, rig_child(&r, HERITAGE_LOADER), SIGKILL);
+        rig_turns(&r);
+        assert_ptr_equal(r.b->models.first, b);
+    }
+    rig_close(&r);
+    /* Nobody wants it any more: its room is the others'. */
+    begin(&r, 7);
+    a->swap.served = SWAP_SERVED_MIN;
+    load(&r, b);
+    later(&r, 11000);
+    leave(&r, a);
+    assert_int_equal(b->state, MODEL_LOADING);
+    r.b->models.n_asks = 0;
+    rig_died(&r, rig_child(&r, HERITAGE_LOADER), SIGKILL);
+    rig_turns(&r);
+    assert_false(b->swap.in_turn);
+    rig_loaded(&r, 4 * MIB);
+    rig_bound(&r, a);
+    rig_close(&r);
+}
+
+/* A broker that follows another finds in the journal how long each model has waited: since its last token, else since its
+ * oldest request came. */
+static void a_wait_outlives_the_broker(void **state)
+{
+    (void)state;
+    struct rig r;
+    begin(&r, 7);
+    swap_recovered(c, 0, 3000);
+    swap_recovered(c, 0, 2000);
+    assert_true(c->swap.wants_since_ms == 2000);
+    swap_recovered(c, 5000, 1000);
+    swap_recovered(c, 4000, 1500);
+    swap_recovered(c, 0, 1200);
+    assert_true(c->swap.wants_since_ms == 5000);
+    struct post_to to = { 0 };
+    models_load(r.b, &to, b, false, true);
+    models_load(r.b, &to, c, false, true);
+    rig_turns(&r);
+    assert_ptr_equal(r.b->models.first, c); /* b comes before it in the table */
+    rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -178,6 +254,8 @@ int main(void)
         cmocka_unit_test(only_the_first_in_line_sends_others_away),
         cmocka_unit_test(one_that_fails_brings_back_who_left_for_it),
         cmocka_unit_test(the_next_file_is_read_while_the_other_computes),
+        cmocka_unit_test(a_killed_loader_costs_no_turn),
+        cmocka_unit_test(a_wait_outlives_the_broker),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

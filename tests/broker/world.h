@@ -56,9 +56,13 @@ static inline void broker_dies(struct world *w)
     lose_letters(w, NULL);
     w->n_broker_deaths++;
     w->broken = false;
+    w->broker_silent_until_ms = 0;
     broker_born(w);
-    if (w->worker) {
-        worker_hello(w);
+    if (w->worker && draw(w, 3) == 0) {
+        worker_hello(w); /* its old link found the new broker, before the keeper told of it */
+        w->hears_ms = w->now_ms + 1 + draw(w, 60);
+    } else if (w->worker) {
+        worker_greets_anew(w);
     }
     for (int i = 0; i < WORLD_CLIENTS; i++) {
         if (w->clients[i].here) {
@@ -75,7 +79,8 @@ static inline void deliver(struct world *w)
     struct err err;
     for (uint32_t i = 0; i < w->n_letters;) {
         struct letter l = w->letters[i];
-        bool deaf = !l.to_broker && l.peer.id[0] == 'W' && w->now_ms < w->silent_until_ms;
+        bool deaf = l.to_broker ? w->now_ms < w->broker_silent_until_ms
+                                : l.peer.id[0] == 'W' && w->now_ms < w->silent_until_ms;
         if (l.at_ms > w->now_ms || deaf) {
             i++;
             continue;
@@ -93,7 +98,7 @@ static inline void deliver(struct world *w)
             world_in_broker = false;
         } else {
             const Hearth__Envelope *e = message_unpack(&arena, l.data, l.len, &err);
-            struct link_peer worker = peer_of('W', w->worker);
+            struct link_peer worker = worker_peer(w);
             assert_non_null(e);
             if (l.peer.id[0] == 'C') {
                 client_hears(w, e);
@@ -109,14 +114,18 @@ static inline void deliver(struct world *w)
 static inline void world_step(struct world *w, bool fallible)
 {
     w->now_ms += w->step_ms;
-    w->b->now_ms = w->now_ms;
     work_children(w, fallible);
-    deliver(w);
-    work_line(w);
-    world_in_broker = true;
-    broker_act(w->b);
-    world_in_broker = false;
-    work_line(w);
+    if (w->now_ms >= w->broker_silent_until_ms) {
+        w->b->now_ms = w->now_ms;
+        deliver(w);
+        work_line(w);
+        world_in_broker = true;
+        broker_act(w->b);
+        world_in_broker = false;
+        work_line(w);
+    } else {
+        deliver(w);
+    }
     if (w->broken) {
         broker_dies(w);
     }

@@ -41,17 +41,22 @@ struct world_segment {
 /* What a state of so many bytes holds: one sequence of so many positions. */
 #define WORLD_STATE_MIN        (2u << 20) /* half the weights: every budget here has them */
 #define WORLD_CTX(state_bytes) ((uint32_t)((state_bytes) / 512))
+#define WORLD_PAGE             64 /* positions, as in worker/kvcache.h */
 
 struct world_held {
     uint64_t shard;
-    uint32_t slot, generation, left; /* prompt tokens still to be fed */
+    uint32_t slot, generation, n; /* tokens of its log */
     bool open, finished;
+    bool seated, parked; /* has a place in the cache; had to give it to an older one */
+    uint64_t arrival;
     int model;
 };
 
 struct world_bound {
     uint64_t number; /* 0: not here */
-    bool ready;
+    bool asked, needing, ready;
+    bool room_freed;
+    uint64_t until_ms; /* reading or starting: so long */
     uint64_t since_ms, state_bytes, segment;
 };
 
@@ -64,7 +69,7 @@ struct ask {
     enum journal_end end;
     enum err_code code;
     uint32_t slot, generation;
-    uint64_t asked_ms, first_ms, ended_ms, again_ms;
+    uint64_t asked_ms, accepted_ms, first_ms, ended_ms, again_ms;
     uint64_t last_ms, gap_ms; /* when something came last; the longest that nothing came */
 };
 
@@ -87,10 +92,15 @@ struct world {
     struct world_held held[WORLD_HELD];
     struct world_bound bound[WORLD_MODELS];
     struct {
-        uint32_t generation, n; /* prompt tokens that state pages hold, whoever computed them */
+        uint64_t model, used;
+        uint32_t generation, n; /* tokens that state pages hold, whoever computed them */
     } fed[LIMIT_SHARD_SLOTS];
-    uint32_t worker; /* child number, 0: none lives */
-    uint64_t silent_until_ms;
+    uint64_t arrivals;
+    uint32_t cache;    /* positions of a model's state pages; 0: enough for all */
+    uint32_t worker;   /* child number, 0: none lives */
+    uint32_t link;     /* its connection, anew for each broker it hears of */
+    uint64_t hears_ms; /* when it hears of the broker that it has greeted already; 0: it has */
+    uint64_t silent_until_ms, broker_silent_until_ms;
     uint8_t *progress_page;
     _Atomic uint32_t *progress;
     int progress_fd;
@@ -107,7 +117,12 @@ struct world {
     uint32_t n_asks;
     uint64_t served[WORLD_CLIENTS]; /* tokens, prompts too */
     /* how it goes */
-    uint64_t load_ms, step_ms;
+    uint64_t load_ms, step_ms, bind_ms;
+    uint32_t n_loads_lost; /* so many loaders will die before they have done their work */
+    uint64_t trouble_ms;   /* when the last fault's own pause was over */
+    uint64_t bound_ms; /* no unfinished request goes without a token for longer; 0: not looked at */
+    uint64_t most_ms;  /* the same in the midst of faults */
+    uint64_t longest_ms;   /* that one went */
     uint64_t unix_jump_ms; /* what somebody did to the wall clock; wraps */
     uint32_t n_swaps, n_worker_deaths, n_broker_deaths;
 };
@@ -197,6 +212,12 @@ static inline struct link_peer peer_of(uint8_t kind, uint32_t number)
     return p;
 }
 
+/* As the broker knows the worker that lives. */
+static inline struct link_peer worker_peer(const struct world *w)
+{
+    return peer_of('W', w->worker + (w->link << 16));
+}
+
 int __wrap_link_send(struct link *link, const struct link_peer *peer, const void *envelope,
                      size_t len, const void *payload, size_t payload_len, struct err *err);
 void __wrap_link_close(struct link **link);
@@ -244,13 +265,14 @@ static inline void tell_line(struct world *w, struct channel_msg *msg, int fd)
 static inline void die(struct world *w, struct world_child *c, int status)
 {
     struct channel_msg died = { .op = CHANNEL_DIED, .child = c->number, .status = status };
-    struct link_peer peer = peer_of('W', c->number);
+    struct link_peer peer = worker_peer(w);
     if (!c->lives) {
         return;
     }
     c->lives = false;
     if (c->number == w->worker) {
         w->worker = 0;
+        w->hears_ms = 0;
         w->n_worker_deaths++;
         memset(w->held, 0, sizeof w->held);
         memset(w->bound, 0, sizeof w->bound);
@@ -395,7 +417,8 @@ static inline void work_children(struct world *w, bool fallible)
             continue;
         }
         if (c->role == HERITAGE_LOADER) {
-            if (fallible && draw(w, 10) == 0) {
+            if (fallible && (w->n_loads_lost > 0 || draw(w, 10) == 0)) {
+                w->n_loads_lost -= w->n_loads_lost > 0;
                 die(w, c, SIGKILL);
                 continue;
             }
@@ -407,6 +430,7 @@ static inline void work_children(struct world *w, bool fallible)
             tell_line(w, &died, -1);
         } else if (c->role == HERITAGE_WORKER && w->worker == 0) {
             w->worker = c->number;
+            w->link++;
             worker_hello(w);
         }
     }

@@ -5,7 +5,7 @@
 
 static inline void worker_say(struct world *w, Hearth__Envelope__BodyCase which, void *body)
 {
-    struct link_peer peer = peer_of('W', w->worker);
+    struct link_peer peer = worker_peer(w);
     say(w, &peer, which, body, NULL, 0);
 }
 
@@ -122,15 +122,23 @@ static inline void on_take(struct world *w, const Hearth__WorkerTake *m)
         world_fail(w, "slot %u: its context of %u positions has shrunk", m->slot,
                    slot->params.n_ctx);
     }
+    struct journal_reader reader;
+    struct err err;
+    assert_ok(journal_reader_init(&reader, &w->journal, m->slot, m->generation, &err), err);
     *empty = (struct world_held){ .shard = m->shard,
                                   .slot = m->slot,
                                   .generation = m->generation,
-                                  .left = slot->n_prompt,
+                                  .n = (uint32_t)journal_committed(&reader),
                                   .open = true,
+                                  .arrival = ++w->arrivals,
                                   .model = model };
-    if (w->fed[m->slot].generation == m->generation) {
-        empty->left -= w->fed[m->slot].n;
-    }
+}
+
+/* It leaves its place; what it computed stays, as an idle sequence. */
+static inline void leave_seat(struct world *w, struct world_held *h)
+{
+    w->bound[h->model].room_freed |= h->seated;
+    h->seated = false;
 }
 
 static inline void say_bound(struct world *w, uint64_t model)
@@ -164,11 +172,26 @@ static inline void let_go(struct world *w, uint64_t model)
             struct world_held *h = &w->held[k];
             if (h->open && h->model == i && !h->finished) {
                 say_released(w, h->shard, h->slot, h->generation, NULL);
-                h->open = false;
+                h->open = h->seated = false;
             }
         }
         w->bound[i] = (struct world_bound){ 0 };
     }
+}
+
+static inline void say_need(struct world *w, const struct world_bound *at)
+{
+    Hearth__WorkerNeed need = HEARTH__WORKER_NEED__INIT;
+    need.model = at->number;
+    need.state_bytes = at->state_bytes;
+    need.fingerprint = message_str("f");
+    worker_say(w, HEARTH__ENVELOPE__BODY_WORKER_NEED, &need);
+}
+
+/* How long a part of a bind takes. */
+static inline uint64_t bind_takes(struct world *w)
+{
+    return w->bind_ms ? draw(w, w->bind_ms) : 0;
 }
 
 static inline void on_bind(struct world *w, const Hearth__WorkerBind *m)
@@ -178,6 +201,8 @@ static inline void on_bind(struct world *w, const Hearth__WorkerBind *m)
         if (w->bound[i].number == m->model && w->bound[i].segment == m->segment) {
             if (w->bound[i].ready) {
                 say_bound(w, m->model);
+            } else if (w->bound[i].needing) {
+                say_need(w, &w->bound[i]);
             }
             return;
         }
@@ -195,24 +220,46 @@ static inline void on_bind(struct world *w, const Hearth__WorkerBind *m)
     }
     *at = (struct world_bound){ .number = m->model,
                                 .segment = m->segment,
-                                .state_bytes = m->state_bytes_max };
-    Hearth__WorkerNeed need = HEARTH__WORKER_NEED__INIT;
-    need.model = m->model;
-    need.state_bytes = m->state_bytes_max;
-    need.fingerprint = message_str("f");
-    worker_say(w, HEARTH__ENVELOPE__BODY_WORKER_NEED, &need);
+                                .state_bytes = m->state_bytes_max,
+                                .until_ms = w->now_ms + bind_takes(w),
+                                .asked = true };
 }
 
 static inline void on_state(struct world *w, const Hearth__WorkerState *m)
 {
     for (int i = 0; i < WORLD_MODELS; i++) {
-        if (w->bound[i].number != m->model || w->bound[i].ready) {
+        struct world_bound *at = &w->bound[i];
+        if (at->number != m->model || !at->needing) {
             continue;
         }
-        w->bound[i].ready = true;
-        w->bound[i].since_ms = w->now_ms;
-        w->n_swaps++;
-        say_bound(w, m->model);
+        at->needing = false;
+        at->until_ms = w->now_ms + bind_takes(w);
+        for (uint32_t k = 0; m->fresh && k < LIMIT_SHARD_SLOTS; k++) {
+            if (w->fed[k].model == m->model) {
+                w->fed[k].n = 0;
+            }
+        }
+    }
+}
+
+/* What has been read needs its state; what has its state is ready. */
+static inline void bind_on(struct world *w)
+{
+    for (int i = 0; i < WORLD_MODELS; i++) {
+        struct world_bound *at = &w->bound[i];
+        if (at->number == 0 || at->ready || at->needing || w->now_ms < at->until_ms) {
+            continue;
+        }
+        if (at->asked) {
+            at->asked = false;
+            at->needing = true;
+            say_need(w, at);
+        } else {
+            at->ready = true;
+            at->since_ms = w->now_ms;
+            w->n_swaps++;
+            say_bound(w, at->number);
+        }
     }
 }
 
@@ -248,6 +295,7 @@ static inline void worker_hears(struct world *w, const Hearth__Envelope *e)
                     e->worker_cancel->generation);
         if (h && !h->finished) {
             write_record(w, h, JOURNAL_ENDED, JOURNAL_END_CANCELLED, ERR_CANCELLED);
+            leave_seat(w, h);
             h->finished = true;
         }
         if (h) {
@@ -262,6 +310,7 @@ static inline void worker_hears(struct world *w, const Hearth__Envelope *e)
             break;
         }
         if (h) {
+            leave_seat(w, h);
             h->open = false;
         }
         say_released(w, e->worker_release->shard, e->worker_release->slot,
@@ -293,51 +342,189 @@ static inline int ask_in(const struct world *w, const struct world_held *h)
     return -1;
 }
 
-/* One step, planned as the real worker plans it: a token for each that decodes, the rest of the rows for prompts. */
-static inline void worker_step(struct world *w)
+/* ---- a step, as worker/resident_step.c has it ---- */
+
+static inline uint32_t pages_of(uint32_t n)
 {
-    struct batch_item items[WORLD_HELD] = { 0 };
-    if (w->worker == 0 || w->now_ms < w->silent_until_ms) {
-        return;
-    }
-    for (int i = 0; i < WORLD_HELD; i++) {
-        if (w->held[i].open && !w->held[i].finished) {
-            items[i].n_left = w->held[i].left + 1;
-        }
-    }
-    batch_plan(items, WORLD_HELD, w->rows, w->rows + WORLD_HELD);
+    return (n + WORLD_PAGE - 1) / WORLD_PAGE;
+}
+
+/* Those of a model that run, the oldest first; ends and cancels are heard. */
+static inline uint32_t those_that_run(struct world *w, int model, struct world_held **order)
+{
+    uint32_t n = 0;
     for (int i = 0; i < WORLD_HELD; i++) {
         struct world_held *h = &w->held[i];
         const struct journal_slot *slot = journal_slot_at(&w->journal, h->slot);
-        if (!h->open) {
+        if (!h->open || h->model != model) {
             continue;
         }
-        atomic_fetch_add(w->progress, 1);
         if (h->finished) { /* taken back when the name is no longer ours */
             h->open = atomic_load(&slot->owner) == w->worker && slot->generation == h->generation;
             continue;
         }
-        int ask = ask_in(w, h);
         if (atomic_load(&slot->cancel)) {
             write_record(w, h, JOURNAL_ENDED, JOURNAL_END_CANCELLED, ERR_CANCELLED);
+            leave_seat(w, h);
             h->finished = true;
             say_finished(w, h);
             continue;
         }
-        if (h->left > 0) {
-            uint32_t n = h->left < items[i].n_rows ? h->left : items[i].n_rows;
-            h->left -= n;
-            w->fed[h->slot].generation = h->generation;
-            w->fed[h->slot].n = slot->n_prompt - h->left;
-            w->served[ask >= 0 ? w->asks[ask].client : 0] += n;
+        uint32_t at = n++;
+        for (; at > 0 && order[at - 1]->arrival > h->arrival; at--) {
+            order[at] = order[at - 1];
+        }
+        order[at] = h;
+    }
+    return n;
+}
+
+static inline void seat(struct world *w, struct world_held **order, uint32_t n)
+{
+    bool anybody = false;
+    for (uint32_t i = 0; i < n; i++) {
+        anybody |= order[i]->seated;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        struct world_held *h = order[i];
+        struct world_bound *b = &w->bound[h->model];
+        if (h->seated || (h->parked && anybody && !b->room_freed)) {
             continue;
         }
-        uint64_t n = write_record(w, h, JOURNAL_TOKEN, JOURNAL_END_NONE, ERR_NONE);
-        w->served[ask >= 0 ? w->asks[ask].client : 0]++;
-        if (n >= slot->params.n_max) {
+        h->seated = anybody = true;
+        if (w->fed[h->slot].generation != h->generation || w->fed[h->slot].model != b->number) {
+            w->fed[h->slot].n = 0;
+        }
+        w->fed[h->slot].generation = h->generation;
+        w->fed[h->slot].model = b->number;
+        if (h->parked) {
+            h->parked = false;
+            break;
+        }
+    }
+    if (n > 0) {
+        w->bound[order[0]->model].room_freed = false;
+    }
+}
+
+/* The idle sequence used longest ago goes. */
+static inline bool evict(struct world *w, uint64_t model)
+{
+    uint32_t oldest = LIMIT_SHARD_SLOTS;
+    for (uint32_t k = 0; k < LIMIT_SHARD_SLOTS; k++) {
+        bool busy = w->fed[k].model != model || w->fed[k].n == 0;
+        for (int i = 0; i < WORLD_HELD && !busy; i++) {
+            busy = w->held[i].open && w->held[i].seated && w->held[i].slot == k;
+        }
+        if (!busy && (oldest == LIMIT_SHARD_SLOTS || w->fed[k].used < w->fed[oldest].used)) {
+            oldest = k;
+        }
+    }
+    if (oldest < LIMIT_SHARD_SLOTS) {
+        w->fed[oldest].n = 0;
+    }
+    return oldest < LIMIT_SHARD_SLOTS;
+}
+
+/* From the free ones, from idle sequences, from younger ones. */
+static inline void make_pages(struct world *w, struct world_held **order, struct batch_item *items,
+                              uint32_t n, uint32_t i)
+{
+    uint64_t model = w->bound[order[i]->model].number;
+    while (w->cache) {
+        uint32_t all = pages_of(w->fed[order[i]->slot].n + items[i].n_rows);
+        for (uint32_t k = 0; k < LIMIT_SHARD_SLOTS; k++) {
+            all += w->fed[k].model == model && k != order[i]->slot ? pages_of(w->fed[k].n) : 0;
+        }
+        if (all <= w->cache / WORLD_PAGE) {
+            return;
+        }
+        if (evict(w, model)) {
+            continue;
+        }
+        uint32_t victim = n - 1;
+        while (victim > i && !order[victim]->seated) {
+            victim--;
+        }
+        if (victim == i && i == 0) {
+            world_fail(w, "slot %u: the oldest has no room", order[i]->slot);
+        }
+        w->fed[order[victim]->slot].n = 0;
+        order[victim]->seated = false;
+        order[victim]->parked = true;
+        items[victim].n_rows = 0;
+        if (victim == i) {
+            return;
+        }
+    }
+}
+
+/* A token for each that decodes, the rest of the rows for prompts. */
+static inline void model_step(struct world *w, int model)
+{
+    struct world_held *order[WORLD_HELD];
+    struct batch_item items[WORLD_HELD] = { 0 };
+    uint32_t n = those_that_run(w, model, order);
+    seat(w, order, n);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct journal_slot *slot = journal_slot_at(&w->journal, order[i]->slot);
+        uint32_t all = (uint32_t)slot->n_prompt + order[i]->n;
+        items[i].n_left = order[i]->seated ? all - w->fed[order[i]->slot].n : 0;
+    }
+    batch_plan(items, n, w->rows, w->rows + WORLD_HELD);
+    for (uint32_t i = 0; i < n; i++) {
+        if (items[i].n_rows > 0) {
+            make_pages(w, order, items, n, i);
+        }
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        struct world_held *h = order[i];
+        const struct journal_slot *slot = journal_slot_at(&w->journal, h->slot);
+        if (items[i].n_rows == 0) {
+            continue;
+        }
+        atomic_fetch_add(w->progress, 1);
+        int ask = ask_in(w, h);
+        uint64_t *served = &w->served[ask >= 0 ? w->asks[ask].client : 0];
+        *served += h->n == 0 ? items[i].n_rows : 0;
+        w->fed[h->slot].n += items[i].n_rows;
+        w->fed[h->slot].used = ++w->arrivals;
+        if (items[i].n_rows < items[i].n_left) {
+            continue;
+        }
+        h->n = (uint32_t)write_record(w, h, JOURNAL_TOKEN, JOURNAL_END_NONE, ERR_NONE);
+        ++*served;
+        if (h->n >= slot->params.n_max) {
             write_record(w, h, JOURNAL_ENDED, JOURNAL_END_LENGTH, ERR_NONE);
+            leave_seat(w, h);
             h->finished = true;
             say_finished(w, h);
+        }
+    }
+}
+
+/* It hears that there is a new broker, which it has greeted by its old link already: anew. */
+static inline void worker_greets_anew(struct world *w)
+{
+    struct link_peer old = worker_peer(w);
+    lose_letters(w, &old);
+    w->hears_ms = 0;
+    w->link++;
+    worker_hello(w);
+}
+
+static inline void worker_step(struct world *w)
+{
+    if (w->worker == 0 || w->now_ms < w->silent_until_ms) {
+        return;
+    }
+    if (w->hears_ms && w->now_ms >= w->hears_ms) {
+        worker_greets_anew(w);
+    }
+    bind_on(w);
+    for (int i = 0; i < WORLD_MODELS; i++) {
+        if (w->bound[i].ready) {
+            model_step(w, i);
         }
     }
 }

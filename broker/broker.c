@@ -321,6 +321,7 @@ void broker_act(struct broker *b)
     evals_act(b);
     requests_act(b);
     models_act(b);
+    keeps_act(b);
     workers_act(b);
     watch_act(b);
     gateway_act(b);

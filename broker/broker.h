@@ -3,7 +3,7 @@
  * state of its own, so a test builds a struct broker and drives one part of it.
  *
  * A turn of the loop: wait; drain each source up to a bound (keeper, ZeroMQ, attach lines); then act, in a fixed order:
- * texts, evaluations, models, workers, watch, requests, route. Events only change tables; what to do about them is decided by
+ * texts, evaluations, models, kept weights, workers, watch, requests, route. Events only change tables; what to do about them is decided by
  * the acting functions from the tables alone, every turn anew. So nothing can be forgotten when an event is lost. */
 #pragma once
 

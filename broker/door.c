@@ -255,6 +255,9 @@ static void from_worker(struct broker *b, struct worker *w, const Hearth__Envelo
     case HEARTH__ENVELOPE__BODY_WORKER_PARKED:
         parks_on_parked(b, w->child, e->worker_parked);
         break;
+    case HEARTH__ENVELOPE__BODY_WORKER_FORGOT:
+        keeps_on_forgot(b, w, e->worker_forgot->segment);
+        break;
     case HEARTH__ENVELOPE__BODY_WORKER_EVALUATED:
         evals_done(b, w->child, e->worker_evaluated);
         break;

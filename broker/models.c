@@ -417,10 +417,11 @@ void models_evict(struct broker *b, struct model *m, bool for_room, const char *
     if (m->state == MODEL_RESIDENT) {
         m->unload = true;
         models_move(m, MODEL_DRAINING, why);
-    } else if (m->state == MODEL_WARM && m->bind == BIND_NONE) {
+    } else if (m->state == MODEL_WARM && m->bind == BIND_NONE && !keeps_held(b, m->segment)) {
         forget_weights(b, m, why);
     } else if (m->state == MODEL_WARM) {
-        m->unload = true; /* a bind is on its way; it drains when it is there */
+        m->unload =
+            true; /* a bind is on its way, and drains when it is there; or a worker lets go first */
     }
 }
 
@@ -592,7 +593,7 @@ static void act_draining(struct broker *b, struct model *m)
         swap_left(m);
         models_move(m, MODEL_WARM, "its state makes room, its weights stay");
         broker_alarm(b, b->now_ms);
-    } else if (m->bind == BIND_NONE) {
+    } else if (m->bind == BIND_NONE && keeps_let_go(b, m->segment)) {
         forget_weights(b, m, "nobody uses it any more");
         broker_alarm(b, b->now_ms);
     }
@@ -634,8 +635,10 @@ static void act_one(struct broker *b, struct model *m)
         break;
     case MODEL_WARM:
         if (m->unload && m->bind == BIND_NONE) {
-            forget_weights(b, m, "it is unloaded");
-            broker_alarm(b, b->now_ms);
+            if (keeps_let_go(b, m->segment)) {
+                forget_weights(b, m, "it is unloaded");
+                broker_alarm(b, b->now_ms);
+            }
             return;
         }
         if (m->bind == BIND_BOUND) {

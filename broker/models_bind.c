@@ -72,6 +72,7 @@ void models_say_bind(struct broker *b, struct model *m, struct worker *w)
     if (post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_BIND, &bind) == 0) {
         m->bind = BIND_ASKED;
         m->bind_segment = m->segment;
+        keeps_on_bind(w, m->segment);
     } else {
         broker_alarm(b, b->now_ms + 10);
     }

@@ -159,6 +159,9 @@ static void look_at_worker(struct broker *b, struct worker *w)
     }
     bool binding = false, seen_any = false;
     bool bind_hung = bind_is_hung(b, w, &binding);
+    bool lets_go = false;
+    uint64_t ms = t->child == w->child ? counted(b->now_ms, t->looked_ms) : 0;
+    bind_hung |= keeps_hung(b, w, ms, &lets_go);
     bool owns = owns_work(b, w, false);
     uint32_t sum = 0;
     for (uint32_t i = 0; i < b->models.n; i++) {
@@ -185,7 +188,7 @@ static void look_at_worker(struct broker *b, struct worker *w)
         workers_kill(b, w, "it is hung: no answer while it takes or leaves a model");
     } else if (!binding && t->quiet_ms > patience_ms(t) && owns_work(b, w, true)) {
         workers_kill(b, w, "it is hung: it owns work and computes nothing");
-    } else if (owns || binding) {
+    } else if (owns || binding || lets_go) {
         broker_alarm(b, b->now_ms + WATCH_TURN_MS);
     }
 }

@@ -68,7 +68,9 @@ struct worker *workers_for(struct broker *b, const struct model *m)
         for (uint32_t k = 0; k < b->models.n; k++) {
             n += b->models.list[k]->worker == w->child && b->models.list[k]->bind != BIND_NONE;
         }
-        if (!best || n < best_n) {
+        bool nearer = best && n == best_n && keeps_has(w, m->segment) &&
+                      !keeps_has(best, m->segment);
+        if (!best || n < best_n || nearer) {
             best = w;
             best_n = n;
         }
@@ -288,6 +290,7 @@ void workers_adopt(struct broker *b, uint32_t child, int32_t pid,
     w->state = WORKER_BORN;
     w->born_ms = b->now_ms;
     w->births = 1;
+    w->keeps.unknown = true;
 }
 
 /* What it holds from before: logs that are still its own, models that it has bound. */
@@ -358,6 +361,7 @@ bool workers_on_hello(struct broker *b, const struct link_peer *peer, const Hear
         }
     }
     evals_told_again(b, w->child);
+    keeps_on_hello(b, w, hello);
     take_stock(b, w, hello);
     log_info("worker %u on %s (%s, %u threads): %s", w->child, w->device, w->isa, w->threads,
              again ? "here again" : "ready");
@@ -465,6 +469,7 @@ bool workers_on_died(struct broker *b, uint32_t child, int status)
     w->state = WORKER_ABSENT;
     w->spawning = false;
     w->n_grants = 0;
+    w->keeps = (struct keeps){ 0 };
     models_worker_died(b, child, fault);
     take_back(b, w);
     evals_worker_died(b, child, fault);

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "broker/keeps.h"
 #include "broker/watch.h"
 #include "proto/err.h"
 #include "proto/link.h"
@@ -53,7 +54,8 @@ struct worker {
     uint64_t strikes_ms[WORKERS_STRIKES]; /* the latest deaths by a fault; 0: none */
     bool killed;                          /* by our own watch */
     struct watch_worker watch;
-    struct err down; /* why the device is down */
+    struct keeps keeps; /* weights that it may have mapped */
+    struct err down;    /* why the device is down */
     struct worker_grant grants
         [WORKERS_GRANTS_MAX]; /* here from the start: a grant that is lost would be waited for */
     uint32_t n_grants;

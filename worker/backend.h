@@ -431,6 +431,8 @@ static inline void backend_limits_widen(struct backend_limits *all, const struct
     }
 }
 
+#define BACKEND_PINS_MAX 32 /* mappings that are pinned at a time; more are not */
+
 struct backend;
 
 struct backend_ops {
@@ -478,6 +480,12 @@ struct backend_ops {
     int (*arrived)(struct backend *, const uint8_t *base, size_t size_bytes, uint64_t data_end,
                    struct err *);
     void (*release)(struct backend *, const uint8_t *base, size_t size_bytes);
+    /* A device that reads the host's memory by itself. pin: this mapping of a whole segment may be made ready for that; it is done in
+     * the background, piece by piece, and what fails costs speed alone. unpin: it is to be unmapped, and what was imported from it is released: true when the device
+     * has let go of it, false: not yet, ask again. pinned: bytes that are ready. */
+    void (*pin)(struct backend *, const uint8_t *base, size_t size_bytes);
+    bool (*unpin)(struct backend *, const uint8_t *base);
+    uint64_t (*pinned)(struct backend *, const uint8_t *base);
 
     /* Keys, values and states in the device's memory (mirror.h), all in the order of ops. copy and clear: inside of it.
      * lend: host memory that mirror will write to, until unlend. mirror: runs to host memory, behind all that ops were asked for, not waited for; with `hold` later ops begin after

@@ -14,29 +14,24 @@
 
 /* ---- to the device and back ---- */
 
-int resident_open(struct resident *r, const struct resident_options *options,
-                  struct backend *backend, int weights_fd, struct err *err)
+void resident_open(struct resident *r, const struct resident_options *options,
+                   struct backend *backend, const struct weights *weights)
 {
-    *r = (struct resident){ .options = *options, .backend = backend };
+    *r = (struct resident){ .options = *options, .backend = backend, .weights = weights };
     if (r->options.n_sequences == 0) {
         r->options.n_sequences = RESIDENT_SEQUENCES;
     }
     if (r->options.n_sequences > LIMIT_WORKER_SEQUENCES) {
         r->options.n_sequences = LIMIT_WORKER_SEQUENCES;
     }
-    if (weights_map(&r->weights, weights_fd, err) < 0) {
-        *r = (struct resident){ 0 };
-        return -1;
-    }
     r->phase = RESIDENT_READING;
-    return 0;
 }
 
 /* Data that is not there yet is not waited for: the loop has others to serve. */
 static int no_wait(void *arg, uint64_t data_end, struct err *err)
 {
     struct resident *r = arg;
-    if (weights_watermark(&r->weights) >= data_end) {
+    if (weights_watermark(r->weights) >= data_end) {
         return 0;
     }
     r->data_wanted = data_end;
@@ -64,8 +59,8 @@ static uint64_t mix(uint64_t hash, uint64_t value)
 static uint64_t fingerprint_of(const struct resident *r)
 {
     uint64_t hash = 0xcbf29ce484222325ull;
-    hash = mix(hash, r->weights.header->digest);
-    hash = mix(hash, r->weights.header->data_bytes);
+    hash = mix(hash, r->weights->header->digest);
+    hash = mix(hash, r->weights->header->data_bytes);
     hash = mix(hash, r->model->kv.fingerprint);
     for (const char *c = r->backend->name; *c; c++) {
         hash = mix(hash, (uint64_t)*c);
@@ -94,8 +89,8 @@ static uint64_t park_key_of(const struct resident *r)
     }
     hash = mix(hash, parked_sum(r->backend->name, strlen(r->backend->name)));
     hash = mix(hash, r->backend->fingerprint);
-    hash = mix(hash, r->weights.header->digest);
-    hash = mix(hash, r->weights.header->data_bytes);
+    hash = mix(hash, r->weights->header->digest);
+    hash = mix(hash, r->weights->header->data_bytes);
     hash = mix(hash, r->model->kv.fingerprint);
     hash = mix(hash, r->backend->exact);
     for (uint32_t i = 0; i < r->model->n_ropes; i++) {
@@ -115,7 +110,7 @@ static struct model *bind_model(struct resident *r, uint32_t ctx_len, struct err
         .wait = { .wait = no_wait, .arg = r },
         .spill = &r->spill,
     };
-    return model_bind(&r->weights, r->backend, &options, err);
+    return model_bind(r->weights, r->backend, &options, err);
 }
 
 /* A device with memory of its own is asked for all of it at once, before anything is taken. */
@@ -130,7 +125,7 @@ static int fit_device(struct resident *r, struct err *err)
         .wait = { .wait = no_wait, .arg = r },
     };
     struct plan plan;
-    if (plan_compute(&r->weights, r->backend, &q, &plan, err) < 0) {
+    if (plan_compute(r->weights, r->backend, &q, &plan, err) < 0) {
         return -1;
     }
     r->shape = plan.shape;
@@ -150,7 +145,7 @@ static int fit_device(struct resident *r, struct err *err)
 /* What has been read goes to the device while the rest is still on its way. */
 static int upload_read(struct resident *r, struct err *err)
 {
-    const struct weights *w = &r->weights;
+    const struct weights *w = r->weights;
     return r->backend->ops->arrived(r->backend, w->base, w->size, weights_watermark(w), err);
 }
 
@@ -184,7 +179,7 @@ int resident_bind(struct resident *r, struct err *err)
             return r->data_wanted ? 0 : -1;
         }
     }
-    if (pieces_build(&r->pieces, &r->weights, err) < 0) {
+    if (pieces_build(&r->pieces, r->weights, err) < 0) {
         return -1;
     }
     if (r->pieces.bytes_max > LIMIT_PIECE_BYTES) {
@@ -305,7 +300,6 @@ void resident_close(struct resident *r)
     shm_unmap(r->state_map, r->state_map_bytes);
     pieces_clear(&r->pieces);
     model_destroy(&r->model);
-    weights_unmap(&r->weights);
     *r = (struct resident){ 0 };
 }
 

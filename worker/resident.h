@@ -82,9 +82,9 @@ struct resident_ahead {
 struct resident {
     enum resident_phase phase;
     struct resident_options options;
-    char golden[GOLDEN_BYTES]; /* this run's; empty: not asked for */
-    struct backend *backend;   /* borrowed */
-    struct weights weights;
+    char golden[GOLDEN_BYTES];     /* this run's; empty: not asked for */
+    struct backend *backend;       /* borrowed */
+    const struct weights *weights; /* borrowed until it is closed */
     uint64_t data_wanted; /* what the watermark must reach before binding or the step goes on */
     struct model *model;
     struct pieces pieces;
@@ -124,9 +124,9 @@ struct resident {
     uint8_t *flags;
 };
 
-/* Maps the weights (fd borrowed). Afterwards call resident_bind until it says 1. */
-int resident_open(struct resident *r, const struct resident_options *options,
-                  struct backend *backend, int weights_fd, struct err *err);
+/* Afterwards call resident_bind until it says 1. */
+void resident_open(struct resident *r, const struct resident_options *options,
+                   struct backend *backend, const struct weights *weights);
 
 /* Binds as soon as the data that it needs is there: 1 bound (state_bytes and fingerprint_text say which state is needed), 0
  * not yet, -1 failed. */

@@ -14,13 +14,13 @@ static inline double resident_now_s(void)
 
 static inline bool resident_all_read(const struct resident *r)
 {
-    return weights_watermark(&r->weights) >= r->weights.header->data_bytes;
+    return weights_watermark(r->weights) >= r->weights->header->data_bytes;
 }
 
 /* Binding, or the step that was set aside, needs data that is not there. */
 static inline bool resident_wants_data(const struct resident *r)
 {
-    return r->data_wanted > weights_watermark(&r->weights);
+    return r->data_wanted > weights_watermark(r->weights);
 }
 
 static inline bool resident_runs(const struct sequence *s)

@@ -71,6 +71,15 @@ bool serve_shard_in_use(void *arg, uint64_t segment)
     return false;
 }
 
+void serve_close_resident(struct serve *s, struct resident *r)
+{
+    const struct weights *w = r->weights;
+    resident_close(r);
+    if (w) {
+        kept_leave(&s->kept, w);
+    }
+}
+
 /* ---- ends ---- */
 
 /* The broker took a log back when it is no longer ours by name. */
@@ -202,7 +211,7 @@ static int reconnect(struct serve *s, struct err *err)
             }
             park_clear(&r->writing); /* the file was the last broker's */
         } else {
-            resident_close(r);
+            serve_close_resident(s, r);
         }
     }
     while (s->n_out > 0) {
@@ -230,7 +239,7 @@ struct serve *serve_create(const struct serve_options *options, struct backend *
         return NULL;
     }
     s->options = *options;
-    s->backend = backend;
+    s->backend = s->kept.backend = backend;
     if (!s->options.segments.take) {
         s->options.segments = (struct segments){ .take = take_from_keeper, .arg = s };
     }
@@ -249,8 +258,9 @@ void serve_destroy(struct serve **servep)
         return;
     }
     for (uint32_t i = 0; i < SERVE_RESIDENTS_MAX; i++) {
-        resident_close(&s->resident[i]);
+        serve_close_resident(s, &s->resident[i]);
     }
+    kept_clear(&s->kept);
     while (s->n_out > 0) {
         serve_outbox_pop(s);
     }
@@ -323,6 +333,17 @@ static bool park_residents(struct serve *s)
     return more;
 }
 
+/* A piece of what leaves RAM. Returns true when there is more. */
+static bool let_go(struct serve *s)
+{
+    uint64_t gone;
+    bool more = kept_turn(&s->kept, &gone);
+    if (gone) {
+        serve_say_forgot(s, gone);
+    }
+    return more;
+}
+
 static bool has_work(const struct serve *s)
 {
     for (uint32_t i = 0; i < SERVE_RESIDENTS_MAX; i++) {
@@ -369,6 +390,7 @@ int serve_turn(struct serve *s, int timeout_ms, struct err *err)
         return 0;
     }
     bool reading = bind_residents(s);
+    reading |= let_go(s);
     if (step(s, err) < 0) {
         return -1;
     }

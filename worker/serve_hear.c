@@ -23,6 +23,18 @@ static int take_segment(struct serve *s, uint64_t segment, int *fd, struct err *
     return 0;
 }
 
+/* The weights of a segment: as they are here, else taken from the keeper and mapped. */
+static const struct weights *take_weights(struct serve *s, uint64_t segment, struct err *err)
+{
+    const struct weights *w = kept_find(&s->kept, segment);
+    int fd;
+    if (!w && take_segment(s, segment, &fd, err) == 0) {
+        w = kept_map(&s->kept, segment, fd, err);
+        close(fd);
+    }
+    return w;
+}
+
 /* Everything in flight on a model goes back; then the model goes. */
 static void unbind(struct serve *s, struct resident *r)
 {
@@ -44,7 +56,7 @@ static void unbind(struct serve *s, struct resident *r)
         }
     }
     log_info("model %" PRIu64 ": unbound", r->options.model);
-    resident_close(r);
+    serve_close_resident(s, r);
 }
 
 static int read_kv_type(bool has, ProtobufCBinaryData name, enum dtype *type, struct err *err)
@@ -96,24 +108,24 @@ static void on_bind(struct serve *s, const Hearth__WorkerBind *bind)
     if (bind->has_golden) {
         message_copy(options.golden, sizeof options.golden, bind->golden);
     }
-    int fd = -1;
-    if (read_kv_type(bind->has_kv_k, bind->kv_k, &options.k_type, &err) < 0 ||
-        read_kv_type(bind->has_kv_v, bind->kv_v, &options.v_type, &err) < 0 ||
-        take_segment(s, bind->segment, &fd, &err) < 0 ||
-        resident_open(r, &options, s->backend, fd, &err) < 0) {
+    const struct weights *w = NULL;
+    if (read_kv_type(bind->has_kv_k, bind->kv_k, &options.k_type, &err) == 0 &&
+        read_kv_type(bind->has_kv_v, bind->kv_v, &options.v_type, &err) == 0) {
+        w = take_weights(s, bind->segment, &err);
+    }
+    if (!w) {
         serve_say_bound(s, bind->model, NULL, &err);
-    } else {
-        log_info("model %" PRIu64 ": %s: binding", bind->model, options.name);
+        return;
     }
-    if (fd >= 0) {
-        close(fd);
-    }
+    kept_use(&s->kept, w);
+    resident_open(r, &options, s->backend, w);
+    log_info("model %" PRIu64 ": %s: binding", bind->model, options.name);
 }
 
 void serve_fail_resident(struct serve *s, struct resident *r, const struct err *why)
 {
     uint64_t model = r->options.model;
-    resident_close(r);
+    serve_close_resident(s, r);
     serve_say_bound(s, model, NULL, why);
 }
 
@@ -133,9 +145,27 @@ static void on_state(struct serve *s, const Hearth__WorkerState *state)
                  r->options.model, r->shape.ctx_len, r->options.n_sequences, r->state_bytes >> 20,
                  state->fresh ? "" : ", taken over");
         serve_say_bound(s, r->options.model, r, NULL);
+        kept_pin(&s->kept, r->weights); /* the next upload is quicker */
     }
     if (fd >= 0) {
         close(fd);
+    }
+}
+
+/* A hint: nothing is said when it cannot be. */
+static void on_keep(struct serve *s, const Hearth__WorkerKeep *ask)
+{
+    struct err err;
+    const struct weights *w = s->backend->ops->pin ? take_weights(s, ask->segment, &err) : NULL;
+    if (w) {
+        kept_pin(&s->kept, w);
+    }
+}
+
+static void on_forget(struct serve *s, const Hearth__WorkerForget *ask)
+{
+    if (!kept_forget(&s->kept, ask->segment)) {
+        serve_say_forgot(s, ask->segment);
     }
 }
 
@@ -307,6 +337,12 @@ static void on_message(struct serve *s, const Hearth__Envelope *e)
         break;
     case HEARTH__ENVELOPE__BODY_WORKER_UNBIND:
         on_unbind(s, e->worker_unbind);
+        break;
+    case HEARTH__ENVELOPE__BODY_WORKER_KEEP:
+        on_keep(s, e->worker_keep);
+        break;
+    case HEARTH__ENVELOPE__BODY_WORKER_FORGET:
+        on_forget(s, e->worker_forget);
         break;
     case HEARTH__ENVELOPE__BODY_WORKER_TAKE:
         on_take(s, e->worker_take);

@@ -4,6 +4,7 @@
 #include "proto/channel.h"
 #include "proto/link.h"
 #include "proto/message.h"
+#include "worker/kept.h"
 #include "worker/resident.h"
 #include "worker/serve.h"
 
@@ -25,6 +26,7 @@ struct serve {
     uint8_t packed[LIMIT_ENVELOPE_BYTES];
     struct shards shards;
     struct readers readers;
+    struct kept kept; /* weights */
     struct resident resident[SERVE_RESIDENTS_MAX];
     uint32_t turn; /* whose step comes next */
     struct finished finished[SERVE_FINISHED_MAX];
@@ -60,6 +62,9 @@ void serve_say_released(struct serve *s, struct sequence_name name, const struct
 /* Packs and queues a message; it leaves in order, now or when the line takes it. */
 void serve_say(struct serve *s, Hearth__Envelope__BodyCase which, void *body);
 
+/* Nothing of a weights segment is here any more. */
+void serve_say_forgot(struct serve *s, uint64_t segment);
+
 void serve_say_parked(struct serve *s, uint64_t model, uint64_t segment, uint64_t shard,
                       const struct err *error);
 
@@ -79,6 +84,9 @@ void serve_sweep_finished(struct serve *s);
 
 /* After a step, or anything that may have written: wakes readers, reports ends. */
 void serve_collect(struct serve *s, struct resident *r);
+
+/* It gives everything back; its weights may stay (kept.h). Accepts a free one. */
+void serve_close_resident(struct serve *s, struct resident *r);
 
 struct resident *serve_find_resident(struct serve *s, uint64_t model);
 

@@ -133,6 +133,11 @@ void serve_say_hello(struct serve *s)
     hello.has_isa = hello.has_threads = true;
     hello.isa = message_str(isa_name());
     hello.threads = s->options.threads;
+    uint64_t kept[KEPT_MAX];
+    hello.has_keeps = true;
+    hello.keeps = s->backend->ops->pin != NULL;
+    hello.n_kept = kept_list(&s->kept, kept);
+    hello.kept = kept;
     hello.has_architectures = true;
     hello.architectures = message_str(architectures());
     serve_say(s, HEARTH__ENVELOPE__BODY_HELLO, &hello);
@@ -227,6 +232,13 @@ void serve_say_evaluated(struct serve *s, uint64_t work, const struct evaluate *
         done.perplexity = done.has_perplexity ? evaluate_perplexity(e) : 0;
     }
     serve_say(s, HEARTH__ENVELOPE__BODY_WORKER_EVALUATED, &done);
+}
+
+void serve_say_forgot(struct serve *s, uint64_t segment)
+{
+    Hearth__WorkerForgot forgot = HEARTH__WORKER_FORGOT__INIT;
+    forgot.segment = segment;
+    serve_say(s, HEARTH__ENVELOPE__BODY_WORKER_FORGOT, &forgot);
 }
 
 void serve_say_parked(struct serve *s, uint64_t model, uint64_t segment, uint64_t shard,

@@ -146,6 +146,7 @@ static inline void world_open(struct world *w, uint64_t seed)
     w->load_ms = 50;
     w->rows = 64;
     w->n_sequences = 4;
+    w->keeps = seed % 3 != 0;
     /* One model of 4 MiB and its state; or another's file beside it, which leaves it less state than it has alone. */
     w->ram_budget = seed % 2 ? 7u << 20 : 10u << 20;
     strcpy(w->dir, "/tmp/hearth-world-XXXXXX");

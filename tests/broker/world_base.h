@@ -14,6 +14,7 @@
 #define WORLD_SEGMENTS 256
 #define WORLD_LETTERS  4096
 #define WORLD_CHILDREN 4096
+#define WORLD_KEPT     32
 
 struct letter {
     bool to_broker;
@@ -31,11 +32,13 @@ struct world_child {
     char tag[LIMIT_TAG_BYTES];
     uint64_t born_ms, work_ms; /* a loader: so long */
     bool headed;               /* it has accepted the file's header */
+    uint64_t segment;          /* a loader: what it fills */
 };
 
 struct world_segment {
     uint64_t number, bytes;
     char tag[LIMIT_TAG_BYTES];
+    bool whole; /* weights that were read to the end */
 };
 
 /* What a state of so many bytes holds: one sequence of so many positions. */
@@ -96,8 +99,13 @@ struct world {
         uint32_t generation, n; /* tokens that state pages hold, whoever computed them */
     } fed[LIMIT_SHARD_SLOTS];
     uint64_t arrivals;
-    uint32_t cache;    /* positions of a model's state pages; 0: enough for all */
-    uint32_t worker;   /* child number, 0: none lives */
+    uint32_t cache;  /* positions of a model's state pages; 0: enough for all */
+    uint32_t worker; /* child number, 0: none lives */
+    bool keeps;      /* its device reads weights by itself: they stay mapped until WorkerForget */
+    struct {
+        uint64_t segment; /* 0: free */
+        bool leaving;     /* when it is unbound */
+    } kept[WORLD_KEPT];
     uint32_t link;     /* its connection, anew for each broker it hears of */
     uint64_t hears_ms; /* when it hears of the broker that it has greeted already; 0: it has */
     uint64_t silent_until_ms, broker_silent_until_ms;
@@ -276,6 +284,7 @@ static inline void die(struct world *w, struct world_child *c, int status)
         w->n_worker_deaths++;
         memset(w->held, 0, sizeof w->held);
         memset(w->bound, 0, sizeof w->bound);
+        memset(w->kept, 0, sizeof w->kept);
         lose_letters(w, &peer);
     }
     tell_line(w, &died, -1);
@@ -288,6 +297,16 @@ static inline void check_room(struct world *w, const struct channel_msg *spawn)
         const char *next = spawn->text + at + strlen(spawn->text + at) + 1;
         if (strcmp(spawn->text + at, "--ram-budget") == 0 && strtoull(next, NULL, 10) < 4u << 20) {
             world_fail(w, "%s: a loader is born with room for %s bytes", spawn->tag, next);
+        }
+    }
+}
+
+/* Weights that were whole are dropped when no worker has them mapped any more: else their memory would not be free. */
+static inline void check_drop(struct world *w, const struct world_segment *s)
+{
+    for (int i = 0; i < WORLD_KEPT && s->whole && !w->b->stopping; i++) {
+        if (w->kept[i].segment == s->number) {
+            world_fail(w, "%s: dropped while the worker has it", s->tag);
         }
     }
 }
@@ -330,6 +349,7 @@ static inline void keeper_answer(struct world *w, const struct channel_msg *msg)
                                    .lives = true,
                                    .born_ms = w->now_ms,
                                    .work_ms = w->load_ms + draw(w, w->load_ms + 1) };
+        c->segment = msg->n_grants ? msg->grants[0].segment : 0;
         memcpy(c->token, msg->token, LIMIT_TOKEN_BYTES);
         memcpy(c->tag, msg->tag, LIMIT_TAG_BYTES);
         answer.child = c->number;
@@ -345,12 +365,14 @@ static inline void keeper_answer(struct world *w, const struct channel_msg *msg)
     case CHANNEL_CREATE:
     case CHANNEL_DEPOSIT:
         assert_true(w->n_segments < WORLD_SEGMENTS);
-        w->segments[w->n_segments] = (struct world_segment){ msg->segment, msg->bytes, { 0 } };
+        w->segments[w->n_segments] = (struct world_segment){ .number = msg->segment,
+                                                             .bytes = msg->bytes };
         memcpy(w->segments[w->n_segments++].tag, msg->tag, LIMIT_TAG_BYTES);
         break;
     case CHANNEL_DROP:
         for (uint32_t i = 0; i < w->n_segments; i++) {
             if (w->segments[i].number == msg->segment) {
+                check_drop(w, &w->segments[i]);
                 w->segments[i] = w->segments[--w->n_segments];
             }
         }
@@ -421,6 +443,9 @@ static inline void work_children(struct world *w, bool fallible)
                 w->n_loads_lost -= w->n_loads_lost > 0;
                 die(w, c, SIGKILL);
                 continue;
+            }
+            for (uint32_t k = 0; k < w->n_segments; k++) {
+                w->segments[k].whole |= w->segments[k].number == c->segment;
             }
             note.code = CHANNEL_NOTE_LOADED;
             note.value = 100000000;

@@ -21,6 +21,15 @@ static inline void worker_hello(struct world *w)
     hello.architectures = message_str("llama ");
     hello.held = at;
     hello.models = models;
+    uint64_t kept[WORLD_KEPT];
+    hello.has_keeps = true;
+    hello.keeps = w->keeps;
+    hello.kept = kept;
+    for (int i = 0; i < WORLD_KEPT; i++) {
+        if (w->kept[i].segment) {
+            kept[hello.n_kept++] = w->kept[i].segment;
+        }
+    }
     for (int i = 0; i < WORLD_HELD; i++) {
         if (w->held[i].open) {
             hearth__held_request__init(&held[hello.n_held]);
@@ -161,6 +170,47 @@ static inline void say_bound(struct world *w, uint64_t model)
     worker_say(w, HEARTH__ENVELOPE__BODY_WORKER_BOUND, &bound);
 }
 
+/* It is mapped from now on, if this worker keeps anything. */
+static inline void keep(struct world *w, uint64_t segment)
+{
+    int at = -1;
+    for (int i = 0; i < WORLD_KEPT; i++) {
+        if (w->kept[i].segment == segment) {
+            return;
+        }
+        at = w->kept[i].segment == 0 ? i : at;
+    }
+    if (at < 0) {
+        world_fail(w, "%d segments are to be kept", WORLD_KEPT + 1);
+    }
+    if (w->keeps) {
+        w->kept[at].segment = segment;
+        w->kept[at].leaving = false;
+    }
+}
+
+/* What leaves and is not bound goes; answered is once more that it is not here. */
+static inline void forget(struct world *w, uint64_t segment)
+{
+    bool here = false;
+    for (int i = 0; i < WORLD_KEPT; i++) {
+        bool bound = false;
+        for (int k = 0; k < WORLD_MODELS; k++) {
+            bound |= w->bound[k].number && w->bound[k].segment == segment;
+        }
+        if (w->kept[i].segment == segment) {
+            here |= bound;
+            w->kept[i].leaving = bound;
+            w->kept[i].segment = bound ? segment : 0;
+        }
+    }
+    if (!here) {
+        Hearth__WorkerForgot m = HEARTH__WORKER_FORGOT__INIT;
+        m.segment = segment;
+        worker_say(w, HEARTH__ENVELOPE__BODY_WORKER_FORGOT, &m);
+    }
+}
+
 /* Everything in flight on a model goes back, and the model goes. */
 static inline void let_go(struct world *w, uint64_t model)
 {
@@ -176,6 +226,11 @@ static inline void let_go(struct world *w, uint64_t model)
             }
         }
         w->bound[i] = (struct world_bound){ 0 };
+    }
+    for (int i = 0; i < WORLD_KEPT; i++) {
+        if (w->kept[i].segment && w->kept[i].leaving) {
+            forget(w, w->kept[i].segment);
+        }
     }
 }
 
@@ -218,6 +273,7 @@ static inline void on_bind(struct world *w, const Hearth__WorkerBind *m)
         world_fail(w, "%llu bytes of state for a model, whose budget has more",
                    (unsigned long long)m->state_bytes_max);
     }
+    keep(w, m->segment);
     *at = (struct world_bound){ .number = m->model,
                                 .segment = m->segment,
                                 .state_bytes = m->state_bytes_max,
@@ -321,6 +377,15 @@ static inline void worker_hears(struct world *w, const Hearth__Envelope *e)
         break;
     case HEARTH__ENVELOPE__BODY_WORKER_STATE:
         on_state(w, e->worker_state);
+        break;
+    case HEARTH__ENVELOPE__BODY_WORKER_KEEP:
+        if (!w->keeps) {
+            world_fail(w, "a hint for a worker that keeps nothing");
+        }
+        keep(w, e->worker_keep->segment);
+        break;
+    case HEARTH__ENVELOPE__BODY_WORKER_FORGET:
+        forget(w, e->worker_forget->segment);
         break;
     case HEARTH__ENVELOPE__BODY_WORKER_UNBIND:
         on_unbind(w, e->worker_unbind->model);

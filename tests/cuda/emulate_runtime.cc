@@ -1,10 +1,18 @@
-/* See emulate_runtime.h. One thread. */
+/* See emulate_runtime.h. One thread, but for registering host memory. */
 #include "tests/cuda/emulate.h"
 
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cerrno>
 #include <cstdio>
 #include <deque>
+#include <list>
 #include <map>
+#include <mutex>
 #include <vector>
+
+#include "tests/cuda/emulate_counts.h"
 
 typedef std::function<void()> deed;
 
@@ -41,13 +49,33 @@ struct emulate_exec {
     std::vector<node_call> calls;
 };
 
+/* Bytes of the host. */
+struct span {
+    const char *from;
+    size_t size;
+    bool read_only;
+
+    bool meets(const struct span &o) const
+    {
+        return from < o.from + o.size && o.from < from + size;
+    }
+    bool holds(const struct span &o) const
+    {
+        return from <= o.from && o.from + o.size <= from + size;
+    }
+};
+
 static struct {
-    std::map<void *, size_t> device, registered;
+    std::map<void *, size_t> device;
     size_t used, pinned;
-    std::map<void *, size_t> host;
-    long n_calls;
-    bool broken;
+    std::atomic<long> n_calls;
+    std::atomic<bool> broken;
     std::vector<cudaStream_t> streams;
+    std::mutex lock;               /* of what follows */
+    std::map<void *, size_t> host; /* cudaHostAlloc's */
+    std::list<struct span> registered;
+    std::list<struct span> reading; /* by copies that are still to happen */
+    struct emulate_counts counts;
 } r;
 
 static long environment(const char *name, long otherwise)
@@ -60,7 +88,9 @@ static long environment(const char *name, long otherwise)
 static cudaError_t fate()
 {
     long fail_at = environment("HEARTH_EMULATED_FAIL", 0);
-    r.broken = r.broken || (fail_at > 0 && ++r.n_calls >= fail_at);
+    if (fail_at > 0 && ++r.n_calls >= fail_at) {
+        r.broken = true;
+    }
     return r.broken ? cudaErrorIllegalAddress : cudaSuccess;
 }
 
@@ -75,6 +105,8 @@ const char *cudaGetErrorString(cudaError_t rc)
         return "no CUDA-capable device is detected";
     case cudaErrorIllegalAddress:
         return "an illegal memory access was encountered";
+    case cudaErrorInvalidValue:
+        return "invalid argument";
     case cudaErrorNotSupported:
         return "operation not supported";
     default:
@@ -164,6 +196,7 @@ cudaError_t cudaHostAlloc(void **p, size_t size, unsigned)
     if (!*p) {
         return cudaErrorMemoryAllocation;
     }
+    std::lock_guard<std::mutex> guard(r.lock);
     r.host[*p] = size;
     r.pinned += size;
     return cudaSuccess;
@@ -172,8 +205,11 @@ cudaError_t cudaHostAlloc(void **p, size_t size, unsigned)
 cudaError_t cudaFreeHost(void *p)
 {
     do_all();
-    r.pinned -= r.host[p];
-    r.host.erase(p);
+    {
+        std::lock_guard<std::mutex> guard(r.lock);
+        r.pinned -= r.host[p];
+        r.host.erase(p);
+    }
     free(p);
     return cudaSuccess;
 }
@@ -184,24 +220,67 @@ static void stop(const char *what)
     abort();
 }
 
-cudaError_t cudaHostRegister(void *p, size_t size, unsigned)
+static bool is_mapped(const void *p, size_t size)
 {
-    for (const auto &at : r.registered) {
-        if ((char *)p < (char *)at.first + at.second && (char *)at.first < (char *)p + size) {
+    uintptr_t page = (uintptr_t)p / 4096 * 4096;
+    std::vector<unsigned char> there((size + 8191) / 4096);
+    return mincore((void *)page, (uintptr_t)p + size - page, there.data()) == 0 || errno != ENOMEM;
+}
+
+cudaError_t cudaHostRegister(void *p, size_t size, unsigned flags)
+{
+    cudaError_t rc = fate();
+    std::lock_guard<std::mutex> guard(r.lock);
+    struct span s = { (const char *)p, size, (flags & cudaHostRegisterReadOnly) != 0 };
+    for (const struct span &other : r.registered) {
+        if (s.meets(other)) {
             stop("host memory is registered twice");
         }
     }
-    r.registered[p] = size;
-    return fate();
+    if (!is_mapped(p, size)) {
+        stop("memory that is not mapped is registered");
+    }
+    if (rc != cudaSuccess) {
+        return rc;
+    }
+    if (r.counts.registered_bytes + size >
+        (uint64_t)environment("HEARTH_EMULATED_REGISTER", 64l << 30)) {
+        return cudaErrorMemoryAllocation;
+    }
+    r.registered.push_back(s);
+    r.counts.n_registered++;
+    r.counts.registered_bytes += size;
+    return cudaSuccess;
 }
 
 cudaError_t cudaHostUnregister(void *p)
 {
-    do_all();
-    if (r.registered.erase(p) != 1) {
-        stop("host memory that was not registered");
+    std::lock_guard<std::mutex> guard(r.lock);
+    for (auto at = r.registered.begin(); at != r.registered.end(); ++at) {
+        if (at->from != p) {
+            continue;
+        }
+        for (const struct span &s : r.reading) {
+            if (s.meets(*at)) {
+                stop("host memory is given back before a copy has read it");
+            }
+        }
+        if (!is_mapped(p, at->size)) {
+            stop("host memory is given back after it was unmapped");
+        }
+        r.counts.n_unregistered++;
+        r.counts.registered_bytes -= at->size;
+        r.registered.erase(at);
+        return fate();
     }
-    return cudaSuccess;
+    stop("host memory that was not registered");
+    return cudaErrorInvalidValue;
+}
+
+struct emulate_counts emulate_counted(void)
+{
+    std::lock_guard<std::mutex> guard(r.lock);
+    return r.counts;
 }
 
 /* ---- streams ---- */
@@ -264,9 +343,53 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t stream
     return ask(stream, [=] { memset(p, value, size); });
 }
 
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind,
+/* From the host to the device: where the source can be read by the device, late. */
+static cudaError_t copy_up(void *to, const void *from, size_t size, cudaStream_t stream)
+{
+    struct span s = { (const char *)from, size, false };
+    std::unique_lock<std::mutex> guard(r.lock);
+    bool late = false;
+    auto next = r.host.upper_bound(const_cast<void *>(from));
+    if (next != r.host.begin()) {
+        auto own = std::prev(next);
+        late = span{ (const char *)own->first, own->second, false }.holds(s);
+    }
+    for (const struct span &own : r.registered) {
+        if (own.meets(s) && !own.holds(s)) {
+            return cudaErrorInvalidValue; /* it crosses the end of what is registered together */
+        }
+        if (own.holds(s)) {
+            late = true;
+            r.counts.n_direct++;
+            r.counts.direct_bytes += size;
+        }
+    }
+    if (!late) {
+        std::vector<char> staged((const char *)from, (const char *)from + size);
+        guard.unlock();
+        return ask(stream, [=] { memcpy(to, staged.data(), size); });
+    }
+    r.reading.push_back(s);
+    auto at = --r.reading.end();
+    guard.unlock();
+    cudaError_t rc = ask(stream, [=] {
+        memcpy(to, from, size);
+        std::lock_guard<std::mutex> done(r.lock);
+        r.reading.erase(at);
+    });
+    if (rc != cudaSuccess) {
+        guard.lock();
+        r.reading.erase(at);
+    }
+    return rc;
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind kind,
                             cudaStream_t stream)
 {
+    if (kind == cudaMemcpyHostToDevice) {
+        return copy_up(to, from, size, stream);
+    }
     return ask(stream, [=] { memcpy(to, from, size); });
 }
 
@@ -356,8 +479,9 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
 static struct node_call call_of(const struct cudaKernelNodeParams *p)
 {
     check_launch(p->gridDim, p->blockDim, p->sharedMemBytes);
-    return { p->gridDim, p->blockDim, p->sharedMemBytes, p->bind(p->func, p->kernelParams), NULL,
-             {} };
+    return {
+        p->gridDim, p->blockDim, p->sharedMemBytes, p->bind(p->func, p->kernelParams), NULL, {}
+    };
 }
 
 static struct node_call copy_of(void *to, const void *from, size_t size)

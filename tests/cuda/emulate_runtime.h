@@ -6,7 +6,10 @@
  *   HEARTH_EMULATED_HOST_BYTES=N   pinned memory at most
  *   HEARTH_EMULATED_DEVICES=0   no device      HEARTH_EMULATED_BYTES=N   device memory (default 64 GiB, not touched)
  *   HEARTH_EMULATED_FAIL=N      the Nth call that a broken device would refuse says so, and all after it
- *   HEARTH_EMULATED_GRAPHS=0    graphs cannot be made */
+ *   HEARTH_EMULATED_GRAPHS=0    graphs cannot be made
+ *   HEARTH_EMULATED_REGISTER=N  bytes of host memory that can be registered at a time
+ * Copies from registered memory (or cudaHostAlloc's) read it when they happen, from other memory when they are asked for, as a driver
+ * does that stages it. Registering what is registered, giving back what is read or no longer mapped ends the process. */
 #pragma once
 
 typedef int cudaError_t;
@@ -29,6 +32,7 @@ struct cudaKernelNodeParams {
 
 enum {
     cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorDevicesUnavailable = 46,
     cudaErrorNoDevice = 100,

@@ -1,6 +1,8 @@
 /* A tiny model on a backend with a cache of its own, and steps over it. */
 #pragma once
 
+#include <time.h>
+
 #include "tests/cuda/twins.h"
 
 #include "tests/worker/tiny.h"
@@ -28,16 +30,13 @@ struct rig {
     size_t memory_bytes;
 };
 
-/* What a worker does when it binds a model, on a backend that is open. */
-static inline void rig_start_on(struct rig *r, const struct tiny *t, struct backend *backend,
-                                enum dtype kv)
+/* What a worker does when it binds a model that is mapped, on a backend that is open: r->w, r->backend. */
+static inline void rig_bind(struct rig *r, enum dtype kv)
 {
     struct err err = { 0 };
     const struct model_options model = {
         .k_type = kv, .v_type = kv, .ctx_len = RIG_CTX, .spill = rig_spill
     };
-    *r = (struct rig){ .backend = backend, .borrowed = true };
-    tiny_map(t, &r->w);
     r->m = model_bind(&r->w, r->backend, &model, &err);
     r->f = r->m ? forward_create(r->m, r->backend, RIG_ROWS, 8, &err) : NULL;
     if (!r->f) {
@@ -53,6 +52,14 @@ static inline void rig_start_on(struct rig *r, const struct tiny *t, struct back
     assert_ok(kvcache_place(&r->kv, r->backend, &err), err);
 }
 
+static inline void rig_start_on(struct rig *r, const struct tiny *t, struct backend *backend,
+                                enum dtype kv)
+{
+    *r = (struct rig){ .backend = backend, .borrowed = true };
+    tiny_map(t, &r->w);
+    rig_bind(r, kv);
+}
+
 static inline void rig_start(struct rig *r, const struct tiny *t, bool cuda, enum dtype kv)
 {
     struct err err = { 0 };
@@ -66,12 +73,39 @@ static inline void rig_start(struct rig *r, const struct tiny *t, bool cuda, enu
     r->borrowed = false;
 }
 
-static inline void rig_stop(struct rig *r)
+static inline void rig_unbind(struct rig *r)
 {
     kvcache_clear(&r->kv);
     free(r->memory);
     forward_destroy(&r->f);
     model_destroy(&r->m);
+}
+
+/* Weights that stay when their model goes (worker/kept.h): registered, so many bytes of them; given back. */
+static inline void rig_pin(struct rig *r, uint64_t bytes)
+{
+    const struct timespec pause = { .tv_nsec = 200000 };
+    time_t until = time(NULL) + 60;
+    r->backend->ops->pin(r->backend, r->w.base, r->w.size);
+    while (r->backend->ops->pinned(r->backend, r->w.base) < bytes) {
+        assert_true(time(NULL) < until);
+        nanosleep(&pause, NULL);
+    }
+}
+
+static inline void rig_unpin(struct rig *r)
+{
+    const struct timespec pause = { .tv_nsec = 200000 };
+    time_t until = time(NULL) + 60;
+    while (!r->backend->ops->unpin(r->backend, r->w.base)) {
+        assert_true(time(NULL) < until);
+        nanosleep(&pause, NULL);
+    }
+}
+
+static inline void rig_stop(struct rig *r)
+{
+    rig_unbind(r);
     if (!r->borrowed) {
         backend_close(&r->backend);
     }

@@ -27,7 +27,7 @@ if EMULATED:
                 os.link(os.path.join(folder, name), to)
     os.environ["HEARTH_BIN"] = programs
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "system"))
-from house import House, lines, main  # noqa: E402
+from house import House, lines, main, wait_for  # noqa: E402
 from scripted import BOOL, F32, I32, STRING, U32, Vocabulary, array, pair, text  # noqa: E402
 
 DIM, N_HEADS, FFN, RANK, STREAMS, ANSWERS = 64, 2, 64, 4, 3, 12
@@ -55,8 +55,8 @@ def matrix(chance, name, k, m):
     return name + ".weight", (k, m), Q8_0, b"".join(blocks)
 
 
-def model(path):
-    chance, v = random.Random(5), Vocabulary()
+def model(path, seed=5):
+    chance, v = random.Random(seed), Vocabulary()
     for i in range(57):
         v.add("\u2581w%d" % i)
     n = len(v.pieces)
@@ -92,6 +92,13 @@ def job(i, n=24):
     return ("complete", "--ids", *kind, "--seed", i, "-n", n + i % 5, "-m", "tuned" if i % 3 == 2 else "mini", "w1w%d w%d" % (i, 9 + i))
 
 
+def more(finished, wrong):
+    """A worker that has just come gets as far as an answer: it tests its device first."""
+    before, until = len(finished), time.monotonic() + 20
+    while len(finished) == before and not wrong and time.monotonic() < until:
+        time.sleep(0.05)
+
+
 def nothing_is_lost(base, models):
     chance = random.Random(1)
     wrong, finished, stop = [], [], threading.Event()
@@ -122,6 +129,7 @@ def nothing_is_lost(base, models):
         while (killed < KILLS or len(finished) < ANSWERS) and not wrong and time.monotonic() < until:
             time.sleep(chance.uniform(0.2, 1.0))
             killed += house.kill("broker" if killed == 3 else "worker") is not None
+            more(finished, wrong)
         stop.set()
         for thread in clients:
             thread.join(150)
@@ -129,6 +137,54 @@ def nothing_is_lost(base, models):
         assert not wrong, (wrong[0], house.log()[-6000:])
         assert killed >= KILLS and "poison" not in house.log(), killed
     print("info %d kills, %d requests finished, none different" % (killed, len(finished)))
+
+
+def say(i):
+    return ("complete", "--ids", "--temp", 0.9, "--seed", i, "-n", 12, "-m", ("mini", "mono")[i % 2], "w%d w3" % i)
+
+
+def weights_stay_while_states_come_and_go(base, models):
+    """RAM holds two models' weights and one's state: each swap binds what the worker has mapped and registered already. Kills make it
+    begin anew."""
+    chance, finished, wrong, stop = random.Random(2), [], [], threading.Event()
+    model(os.path.join(models, "mono.gguf"), 7)
+    with House("--ram-budget", "280K", "--sequences", "2", "--min-residency", "0", "--swap-wait-max", "1", *DEVICE,
+               models=models) as house:
+        wanted = {i: house.hearth(*say(i)).stdout for i in range(8)}
+        wait_for("two registrations", lambda: house.log().count("registered for DMA") >= 2)
+        counts = [house.log().count(what) for what in ("registered for DMA", "cold -> loading", "-> resident")]
+        assert counts[:2] == [2, 2] and counts[2] >= 8, (counts, house.log()[-6000:])
+
+        def client(number):
+            own = random.Random(number)
+            while not stop.is_set():
+                i = own.randrange(len(wanted))
+                process = house.popen(*say(i))
+                out, err = process.communicate(timeout=100)
+                if process.returncode != 0 or out != wanted[i]:
+                    wrong.append((i, process.returncode, err.decode(), out, wanted[i]))
+                    return
+                finished.append(i)
+
+        clients = [threading.Thread(target=client, args=(n,)) for n in range(STREAMS)]
+        for thread in clients:
+            thread.start()
+        for killed in range(KILLS // 2):
+            time.sleep(chance.uniform(0.1, 0.6))
+            house.kill("broker" if killed % 3 == 2 else "worker")
+            more(finished, wrong)
+        stop.set()
+        for thread in clients:
+            thread.join(150)
+            assert not thread.is_alive(), house.log()
+        assert not wrong, (wrong[0], house.log()[-6000:])
+        house.hearth("unload", "mini")
+        house.hearth("unload", "mono")
+        wait_for("unloading", lambda: not [m for m in house.status()["models"] if m["state"] != "cold"])
+        assert "let go" in house.log()
+        print("info %d requests finished, %d models bound, %d times registered" % (
+            len(finished), house.log().count("-> resident"), house.log().count("registered for DMA")))
+    os.unlink(os.path.join(models, "mono.gguf"))
 
 
 def a_conversation_survives_a_restart(base, models):
@@ -152,7 +208,7 @@ def everything():
         models = os.path.join(base, "models")
         os.mkdir(models)
         model(os.path.join(models, "mini.gguf"))
-        for test in (nothing_is_lost, a_conversation_survives_a_restart):
+        for test in (nothing_is_lost, weights_stay_while_states_come_and_go, a_conversation_survives_a_restart):
             started = time.monotonic()
             test(base, models)
             print("ok %s (%.1f s)" % (test.__name__, time.monotonic() - started), flush=True)

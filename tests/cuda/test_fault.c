@@ -25,6 +25,14 @@ static void live(unsigned n)
     for (uint32_t i = 20; i < 26; i++) {
         rig_step(&r, &seq, 1, i, i + 1, logits);
     }
+    rig_unbind(&r);
+    rig_pin(&r, r.w.size);
+    rig_bind(&r, DTYPE_F16);
+    seq = rig_begin(&r, 1);
+    rig_step(&r, &seq, 1, 0, 20, logits);
+    rig_unbind(&r);
+    rig_unpin(&r);
+    rig_bind(&r, DTYPE_F16);
     rig_stop(&r);
 }
 

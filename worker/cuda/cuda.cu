@@ -1,5 +1,6 @@
 /* The CUDA backend: its device, memory, stream and table of ops. Launches queue up on one stream; only download, finish,
  * leave (for the step before), close and a full block of staged arrays wait for it. */
+#include <atomic>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -30,6 +31,10 @@ bool cuda_is_fatal(cudaError_t rc)
 
 void cuda_die(cudaError_t rc, const char *what)
 {
+    static std::atomic_flag dies = ATOMIC_FLAG_INIT;
+    while (dies.test_and_set()) {
+        (void)pause(); /* another thread says it: one line is enough */
+    }
     log_error("cuda: %s: %s (%s): the device is lost to this process, it ends", what,
               cudaGetErrorString(rc), cudaGetErrorName(rc));
     _exit(err_exit_code(ERR_FAILED)); /* no clean-up: it would ask the device */
@@ -68,6 +73,7 @@ static void cuda_close(struct backend *b)
         (void)cudaStreamSynchronize(c->stream);
     }
     cuda_mirror_destroy(c);
+    cuda_pins_destroy(c);
     cuda_uploads_destroy(c);
     cuda_step_destroy(c);
     cuda_release(b, NULL, SIZE_MAX);
@@ -111,6 +117,9 @@ static struct backend_ops make_ops(void)
     ops.download = cuda_download;
     ops.arrived = cuda_arrived;
     ops.release = cuda_release;
+    ops.pin = cuda_pin;
+    ops.unpin = cuda_unpin;
+    ops.pinned = cuda_pinned_bytes;
     ops.copy = cuda_copy;
     ops.clear = cuda_clear;
     ops.lend = cuda_lend;
@@ -202,7 +211,8 @@ struct backend *cuda_open(const char *name, const struct backend_options *option
     if (cuda_check(cudaSetDevice(device), name, err) < 0 || fingerprint(c, err) < 0 ||
         cuda_check(cudaStreamCreate(&c->stream), name, err) < 0 || cuda_stage_create(c, err) < 0 ||
         cuda_step_create(c, err) < 0 || cuda_mirror_create(c, err) < 0 ||
-        cuda_uploads_create(c, options->n_threads, err) < 0 || cuda_tables_create(c, err) < 0) {
+        cuda_uploads_create(c, options->n_threads, err) < 0 || cuda_pins_create(c, err) < 0 ||
+        cuda_tables_create(c, err) < 0) {
         cuda_close(&c->base);
         return NULL;
     }

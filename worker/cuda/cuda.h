@@ -34,6 +34,7 @@ struct cuda_uploads;
 struct cuda_spill;
 struct cuda_streamed; /* one matrix that comes when it is needed */
 struct cuda_slot;
+struct cuda_pins;
 
 /* What a step and the host share in pinned memory; two, so that the next step can be made while one runs. */
 struct cuda_block {
@@ -79,6 +80,7 @@ struct cuda_backend {
     size_t stage_at, stage_sent;  /* filled so far; copied so far */
     struct cuda_step *step;       /* owned: the list of a step's launches, kept graphs */
     struct cuda_uploads *uploads; /* owned: buffers of weights on their way */
+    struct cuda_pins *pins;       /* owned: weights that the device reads where they stand */
     struct cuda_mirror *mirror;   /* owned: pages on their way to the host */
     struct cuda_spill *spill;     /* owned: slots of streamed weights; NULL: there were none yet */
 };
@@ -161,6 +163,13 @@ void cuda_release(struct backend *b, const uint8_t *base, size_t size_bytes);
 int cuda_tables_create(struct cuda_backend *c, struct err *err);
 int cuda_uploads_create(struct cuda_backend *c, uint32_t n_threads, struct err *err);
 void cuda_uploads_destroy(struct cuda_backend *c);
+
+/* pinned.cu */
+int cuda_pins_create(struct cuda_backend *c, struct err *err);
+void cuda_pins_destroy(struct cuda_backend *c);
+void cuda_pin(struct backend *b, const uint8_t *base, size_t size_bytes);
+bool cuda_unpin(struct backend *b, const uint8_t *base);
+uint64_t cuda_pinned_bytes(struct backend *b, const uint8_t *base);
 
 /* spill.cu: weights in the host's memory, and what is streamed from there. */
 /* Pinned memory of that many bytes, counted; any address while dry. NULL: ERR_NO_MEMORY. */

@@ -4,41 +4,16 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "worker/cuda/tiles.cuh"
+#include "worker/cuda/upload.cuh"
 
 extern "C" {
 #include "proto/rows16.h"
-#include "proto/weights.h"
 #include "worker/cpu/team.h"
 #include "worker/quant_grids.h"
 }
 
-#define BUFFER_BYTES ((size_t)8 << 20) /* long enough for the bus, short beside a model */
-#define BUFFERS      2
-#define THREADS_MAX  4                  /* 40 GB/s of copying are 80 of memory, all that a desktop has */
-#define PIECE_BYTES  ((size_t)256 << 10) /* of a thread, at a time */
-
-/* One of the ring: pinned here, its copy there, and when the device is done with both. */
-struct buffer {
-    uint8_t *host, *device;
-    cudaEvent_t done;
-};
-
-struct cuda_uploads {
-    struct buffer buffers[BUFFERS];
-    uint32_t turn;
-    struct team *team; /* owned */
-};
-
-struct cuda_tensor {
-    struct cuda_tensor *next;
-    struct weights_tensor from;      /* data in the mapping: read when it has arrived */
-    uint8_t *device;                 /* owned; by the first one of a stack of experts */
-    uint64_t spilled_bytes;          /* device is pinned host memory of that many; 0: it is not */
-    struct cuda_streamed *streamed;  /* and it goes on from there; or NULL */
-    uint64_t row_bytes, group_bytes; /* of a row there; of 16 rows here, 0: as there */
-    bool there;
-};
+#define THREADS_MAX 4 /* 40 GB/s of copying are 80 of memory, all that a desktop has */
+#define PIECE_BYTES ((size_t)256 << 10) /* of a thread, at a time */
 
 /* ---- codebooks ---- */
 
@@ -121,7 +96,8 @@ struct copy_job {
 static void copy_pieces(void *arg, size_t begin, size_t end, unsigned)
 {
     const struct copy_job *j = (const struct copy_job *)arg;
-    size_t from = begin * PIECE_BYTES, to = end * PIECE_BYTES < j->size ? end * PIECE_BYTES : j->size;
+    size_t from = begin * PIECE_BYTES,
+           to = end * PIECE_BYTES < j->size ? end * PIECE_BYTES : j->size;
     memcpy(j->to + from, j->from + from, to - from);
 }
 
@@ -156,8 +132,10 @@ void cuda_uploads_destroy(struct cuda_backend *c)
 {
     for (uint32_t i = 0; c->uploads && i < BUFFERS; i++) {
         struct buffer *b = &c->uploads->buffers[i];
-        if (b->done) {
-            (void)cudaEventDestroy(b->done);
+        for (cudaEvent_t event : { b->done, b->fetched }) {
+            if (event) {
+                (void)cudaEventDestroy(event);
+            }
         }
         if (b->host) {
             (void)cudaFreeHost(b->host);
@@ -374,10 +352,15 @@ int cuda_import_spilled(struct backend *b, const struct weights_tensor *t,
 int cuda_arrived(struct backend *b, const uint8_t *base, size_t size_bytes, uint64_t data_end,
                  struct err *err)
 {
-    for (struct cuda_tensor *own = cuda_of(b)->tensors; own; own = own->next) {
+    struct cuda_backend *c = cuda_of(b);
+    struct err also;
+    for (struct cuda_tensor *own = c->tensors; own; own = own->next) {
         bool ours = (uintptr_t)own->from.data - (uintptr_t)base < size_bytes;
         if (ours && !own->there && own->from.data_end <= data_end) {
-            if (upload_tensor(cuda_of(b), own, err) < 0) {
+            int fetched = cuda_fetch(c, own, err);
+            if (fetched < 0 ||
+                (fetched == 0 && (cuda_fetch_end(c, err) < 0 || upload_tensor(c, own, err) < 0))) {
+                (void)cuda_fetch_end(c, &also);
                 return err_wrap(err, "tensor %s", own->from.name);
             }
             own->there = true;
@@ -386,7 +369,7 @@ int cuda_arrived(struct backend *b, const uint8_t *base, size_t size_bytes, uint
             }
         }
     }
-    return 0;
+    return cuda_fetch_end(c, err);
 }
 
 void cuda_release(struct backend *b, const uint8_t *base, size_t size_bytes)

@@ -369,6 +369,51 @@ static void few_pages_serve_all_in_the_end(void **state)
     }
 }
 
+/* Newcomers take the places of those that end, and there are pages for one context: who was set aside begins again before them, so
+ * nobody waits longer than those that came before him take, one after another. */
+static void newcomers_do_not_overtake_who_was_set_aside(void **state)
+{
+    (void)state;
+    enum { SEATS = 8, ALL = 24, PROMPT = 60, TOKENS = 150 };
+    struct {
+        int slot;
+        uint32_t n, since;
+    } open[SEATS];
+    static int32_t prompt[512];
+    struct journal_params params = house_params(TOKENS);
+    uint32_t turn = 0, longest = 0, begun = 0, n_open = 0;
+    params.temp = 0.7f;
+    house_bind(&house, SEATS, 700u << 10);
+    while (begun < ALL || n_open > 0) {
+        while (n_open < SEATS && begun < ALL) {
+            prompt_of(prompt, PROMPT, 100 + begun++);
+            int slot = house_admit(&house, prompt, PROMPT, &params, NULL, HOUSE_CHILD);
+            house_give(&house, slot);
+            open[n_open].slot = slot;
+            open[n_open].n = 0;
+            open[n_open++].since = turn;
+        }
+        house_turn(&house);
+        turn++;
+        for (uint32_t i = 0; i < n_open; i++) {
+            static struct answer a;
+            house_read(&house, open[i].slot, &a);
+            open[i].since = a.n_tokens > open[i].n ? turn : open[i].since;
+            open[i].n = a.n_tokens;
+            longest = turn - open[i].since > longest ? turn - open[i].since : longest;
+            assert_true(turn - open[i].since < SEATS * (TOKENS + PROMPT));
+            if (a.ended && house.n_finished_of[open[i].slot] > 0) {
+                assert_int_equal(a.n_tokens, TOKENS);
+                house_free(&house, open[i].slot);
+                house.n_finished_of[open[i].slot] = 0;
+                open[i--] = open[--n_open];
+            }
+        }
+    }
+    printf("info %d requests through pages for one: %u turns, the longest wait %u\n", ALL, turn,
+           longest);
+}
+
 /* A prompt that begins as an earlier one of the same principal does is not computed again as far as it agrees. */
 static void a_common_prefix_is_reused(void **state)
 {
@@ -561,6 +606,7 @@ int main(void)
         TEST(banned_strings_go_on),
         TEST(a_new_broker_is_told),
         TEST(few_pages_serve_all_in_the_end),
+        TEST(newcomers_do_not_overtake_who_was_set_aside),
         TEST(a_common_prefix_is_reused),
         TEST(a_stop_string_is_not_shown),
         TEST(evaluations_are_answered),

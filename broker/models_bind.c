@@ -256,7 +256,9 @@ void models_worker_has(struct broker *b, uint32_t child, uint64_t number)
 {
     struct model *m = models_find_number(&b->models, number);
     struct worker *w = workers_find(&b->workers, child);
-    if (m && w && (m->worker == child || m->worker == 0) && m->segment) {
+    /* Weights whose load has just begun are not what it has bound, and nothing yet that can be. */
+    bool sized = m && m->segment && (m->header || (m->segment_bytes > 0 && !m->loader));
+    if (sized && w && (m->worker == child || m->worker == 0)) {
         /* Its bind is known, its facts may not be: a bind again is answered with them. */
         bool serving = m->worker == child && m->bind == BIND_BOUND && m->info.known;
         m->worker = child;
@@ -264,7 +266,7 @@ void models_worker_has(struct broker *b, uint32_t child, uint64_t number)
             workers_grant(b, w, m->segment, false, false);
             models_say_bind(b, m, w);
         }
-    } else if (w && (!m || !m->segment)) {
+    } else if (w && !sized) {
         Hearth__WorkerUnbind unbind = HEARTH__WORKER_UNBIND__INIT;
         unbind.model = number;
         post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_UNBIND, &unbind);

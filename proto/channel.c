@@ -79,7 +79,7 @@ int channel_recv(int fd, struct channel_msg *msg, int fds[CHANNEL_FDS_MAX], bool
     for (int i = 0; i < CHANNEL_FDS_MAX; i++) {
         fds[i] = -1;
     }
-    for (;;) {
+    for (bool reset = false;;) {
         struct iovec part = { .iov_base = msg, .iov_len = sizeof *msg };
         struct msghdr header = { .msg_iov = &part,
                                  .msg_iovlen = 1,
@@ -87,6 +87,11 @@ int channel_recv(int fd, struct channel_msg *msg, int fds[CHANNEL_FDS_MAX], bool
                                  .msg_controllen = sizeof control.space };
         ssize_t n = recvmsg(fd, &header, MSG_CMSG_CLOEXEC | (wait ? 0 : MSG_DONTWAIT));
         if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0 && errno == ECONNRESET && !reset) {
+            reset =
+                true; /* it left without reading all that we said; what it said before is still here */
             continue;
         }
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {

@@ -410,6 +410,29 @@ static void a_worker_that_greets_again_is_asked_again(void **state)
     }
 }
 
+/* It has the model of weights that are gone, and the next have no size yet: it is not told to bind those. */
+static void weights_without_a_head_are_not_bound(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_open(&r);
+    rig_model(&r, "a", 1000);
+    ready(&r);
+    struct model *m = named(&r, "a");
+    load(&r, m, false);
+    assert_int_equal(m->state, MODEL_LOADING);
+    uint32_t worker = rig_child(&r, HERITAGE_WORKER);
+    uint64_t said = r.b->n_said;
+    models_worker_has(r.b, worker, m->number);
+    rig_turns(&r);
+    assert_int_equal(m->bind, BIND_NONE);
+    assert_int_equal(r.b->n_said, said + 1); /* to let go */
+    rig_note(&r, rig_child(&r, HERITAGE_LOADER), CHANNEL_NOTE_HEADER, 4096, "");
+    rig_turns(&r);
+    assert_int_equal(m->bind, BIND_ASKED);
+    rig_close(&r);
+}
+
 static void text_service_that_cannot_start_fails_text_work_only(void **state)
 {
     (void)state;
@@ -455,6 +478,7 @@ int main(void)
         cmocka_unit_test(worker_that_dies_at_every_bind_fails_that_model_alone),
         cmocka_unit_test(outside_kills_never_delay_a_worker),
         cmocka_unit_test(a_worker_that_greets_again_is_asked_again),
+        cmocka_unit_test(weights_without_a_head_are_not_bound),
         cmocka_unit_test(text_service_that_cannot_start_fails_text_work_only),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

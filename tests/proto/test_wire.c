@@ -199,6 +199,32 @@ static void descriptors_travel_on_the_line(void **state)
     close(pair[1]);
 }
 
+/* Who leaves without having read everything resets the line, and Linux tells that before what he had said: last words are heard all
+ * the same. A loader that outlived its broker, and was told of the next one, was so taken for one that died before its work was done. */
+static void last_words_are_heard(void **state)
+{
+    (void)state;
+    struct err err = { 0 };
+    struct channel_msg told = { .op = CHANNEL_BROKER_NEW }, msg = { .op = CHANNEL_NOTE };
+    int pair[2], fds[CHANNEL_FDS_MAX];
+    for (int wait = 0; wait < 2; wait++) {
+        assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+        assert_ok(channel_send(pair[1], &told, NULL, 0, &err), err);
+        assert_ok(channel_send(pair[0], &msg, NULL, 0, &err), err);
+        assert_ok(channel_send(pair[0], &msg, NULL, 0, &err), err);
+        close(pair[0]);
+        for (int i = 0; i < 2; i++) {
+            struct channel_msg heard;
+            assert_int_equal(channel_recv(pair[1], &heard, fds, wait, &err), 1);
+            assert_int_equal(heard.op, CHANNEL_NOTE);
+        }
+        assert_int_equal(channel_recv(pair[1], &msg, fds, wait, &err), -1);
+        assert_int_equal(err.code, ERR_CLOSED);
+        close(pair[1]);
+        msg.op = CHANNEL_NOTE;
+    }
+}
+
 static void a_full_line_says_so(void **state)
 {
     (void)state;
@@ -251,6 +277,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_link_begins_anew_as_another_peer, open_links,
                                         close_links),
         cmocka_unit_test(descriptors_travel_on_the_line),
+        cmocka_unit_test(last_words_are_heard),
         cmocka_unit_test(a_full_line_says_so),
         cmocka_unit_test(json_is_strict_and_keeps_order),
     };

@@ -123,13 +123,13 @@ table() {
         }
         function share(value, of) { return of > 0 ? sprintf("%.3f", value / of) : "-" }
         NR == FNR { ceiling[$1] = $2; next }
-        FNR == 1 { print "model", "prompt", "depth", "batch", "prefill t/s", "of GEMM", "decode t/s", "GB/s", "of copy", "of read", "upload GB/s", "swap GB/s", "of up" }
+        FNR == 1 { print "model", "prompt", "depth", "batch", "prefill t/s", "of GEMM", "decode t/s", "GB/s", "of copy", "of read", "upload GB/s", "register GB/s", "swap GB/s", "of up" }
         { gemm = ceiling["bf16"] ? ceiling["bf16"] : ceiling["int8"]
           model = $0; sub(/^{"model":"/, "", model); sub(/".*/, "", model)
           print model, field("n_prompt"), field("depth"), field("parallel"),
               field("prefill_tps"), share(field("prefill_tps") * field("flops_per_token") / 1e12, gemm),
               field("decode_tps"), field("bandwidth_gbs"), share(field("bandwidth_gbs"), ceiling["copy"]), share(field("bandwidth_gbs"), ceiling["read"]),
-              field("upload_gbs"), field("swap_gbs"), share(field("swap_gbs"), ceiling["up"]) }' "$build/ceilings.tsv" "$build/bench-all.jsonl"
+              field("upload_gbs"), field("register_gbs"), field("swap_gbs"), share(field("swap_gbs"), ceiling["up"]) }' "$build/ceilings.tsv" "$build/bench-all.jsonl"
 }
 
 # ---- the whole system ----

@@ -41,7 +41,8 @@ static void print_json(const struct bench_question *q, const struct bench_result
     printf("{\"n_prompt\":%u,\"depth\":%u,\"n_gen\":%u,\"parallel\":%u,", q->n_prompt, q->depth,
            q->n_gen, q->n_parallel);
     if (r->upload_gbs > 0) {
-        printf("\"upload_gbs\":%.2f,\"swap_gbs\":%.2f,", r->upload_gbs, r->swap_gbs);
+        printf("\"upload_gbs\":%.2f,\"register_gbs\":%.2f,\"swap_gbs\":%.2f,", r->upload_gbs,
+               r->register_gbs, r->swap_gbs);
     }
     if (r->flops_per_token > 0) {
         printf("\"flops_per_token\":%.0f,", r->flops_per_token);
@@ -68,7 +69,8 @@ static void print_text(const struct bench_question *q, const struct bench_result
     }
     printf("load       %10.3f s\n", r->load_s);
     if (r->upload_gbs > 0) {
-        printf("upload     %10.2f GB/s, again %.2f GB/s\n", r->upload_gbs, r->swap_gbs);
+        printf("upload     %10.2f GB/s, registered at %.2f GB/s, then %.2f GB/s\n", r->upload_gbs,
+               r->register_gbs, r->swap_gbs);
     }
     printf("first      %10.2f ms\n", r->ttft_ms);
     if (r->bytes_per_token <= 0) {

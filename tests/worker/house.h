@@ -54,13 +54,17 @@ struct house {
     struct pieces pieces;
     /* what was heard */
     uint32_t n_finished_of[HOUSE_SLOTS]; /* by slot */
-    uint32_t n_hello, n_bound, n_released, n_finished, n_evaluated, n_held, n_need;
+    uint32_t n_hello, n_bound, n_unbound, n_forgot, n_released, n_finished, n_evaluated, n_held,
+        n_need;
     bool bound_ok, evaluated_ok, generates;
     uint32_t ctx, n_sequences;
     double perplexity;
     uint64_t n_rows, n_cols;
     char code[32];
     uint64_t state_bytes_max;
+    bool keeps;
+    uint64_t kept, forgot; /* the last one named */
+    uint32_t n_kept;
 };
 
 static inline int house_take(void *arg, uint64_t segment, int fds[2], struct err *err)
@@ -95,12 +99,12 @@ static inline int house_segment_fd(struct house *h, uint64_t number)
     return -1;
 }
 
-static inline int house_load(const char *path)
+static inline int house_load(const char *path, enum weights_layout layout)
 {
     struct err err;
     struct load *l = load_open(path, false, &err);
     assert_non_null(l);
-    assert_ok(load_parse(l, WEIGHTS_LAYOUT_ROWS16, &err), err);
+    assert_ok(load_parse(l, layout, &err), err);
     int fd = memfd_create("weights", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     assert_true(fd >= 0);
     assert_ok(load_publish(l, fd, &err), err);
@@ -135,6 +139,9 @@ static inline void house_hear(struct house *h, const struct link_msg *msg)
         h->peer = msg->peer; /* the last words of the one before may come later */
         h->n_hello++;
         h->n_held = (uint32_t)e->hello->n_held;
+        h->keeps = e->hello->keeps;
+        h->n_kept = (uint32_t)e->hello->n_kept;
+        h->kept = h->n_kept ? e->hello->kept[h->n_kept - 1] : 0;
         Hearth__Welcome welcome = HEARTH__WELCOME__INIT;
         welcome.epoch = h->n_hello;
         house_say(h, HEARTH__ENVELOPE__BODY_WELCOME, &welcome);
@@ -164,6 +171,13 @@ static inline void house_hear(struct house *h, const struct link_msg *msg)
         if (!h->bound_ok) {
             message_copy(h->code, sizeof h->code, e->worker_bound->code);
         }
+        break;
+    case HEARTH__ENVELOPE__BODY_WORKER_UNBOUND:
+        h->n_unbound++;
+        break;
+    case HEARTH__ENVELOPE__BODY_WORKER_FORGOT:
+        h->n_forgot++;
+        h->forgot = e->worker_forgot->segment;
         break;
     case HEARTH__ENVELOPE__BODY_WORKER_RELEASED:
         h->n_released++;
@@ -274,7 +288,7 @@ static inline void house_furnish(struct house *h, const char *model)
     h->page = shm_map(page, true, &bytes, &err);
     h->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     house_deposit(h, HOUSE_READER, page, h->event_fd);
-    int weights = house_load(model);
+    int weights = house_load(model, WEIGHTS_LAYOUT_ROWS16);
     house_deposit(h, HOUSE_WEIGHTS, weights, -1);
     assert_ok(weights_map(&h->weights, weights, &err), err);
     assert_ok(pieces_build(&h->pieces, &h->weights, &err), err);

@@ -76,8 +76,8 @@ static int listen_router(struct place *p, struct err *err)
 {
     struct sockaddr_un address = { .sun_family = AF_UNIX };
     snprintf(address.sun_path, sizeof address.sun_path, "%s/broker", p->run);
-    p->router_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     unlink(address.sun_path);
+    p->router_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (p->router_fd < 0 || bind(p->router_fd, (struct sockaddr *)&address, sizeof address) < 0 ||
         chmod(address.sun_path, 0600) < 0 || listen(p->router_fd, ROUTER_BACKLOG) < 0) {
         return err_set_errno(err, ERR_IO, "listen at %s", address.sun_path);

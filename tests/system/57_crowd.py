@@ -41,7 +41,7 @@ def crowd(house, seconds, *more):
 
 
 def nobody_feels_the_crowd():
-    with House("--device", "reference:20000") as house:
+    with House("--device", "reference:%d" % (60000 if LONG else 20000)) as house:  # rows a second, prompts too
         quiet, _, _ = crowd(house, max(2, min(60, SECONDS // 3)))
         busy, early, late = crowd(house, SECONDS, "--stalled", STALLED)
         for summary in quiet, busy:

@@ -1,6 +1,7 @@
 /* Faults for a program that is started with this library (LD_PRELOAD): the HEARTH_FAULT_AT-th call of what HEARTH_FAULT names fails.
  * malloc: malloc, calloc, realloc give NULL. open: ENFILE. mmap: ENOMEM. read: EIO from pread; short: half of what was asked. Counts in one process
- * only; a child inherits the variables and counts anew. */
+ * only; a child inherits the variables and counts anew. socket, eventfd, accept, memfd: EMFILE. slow: a pread takes HEARTH_FAULT_AT ms.
+ * HEARTH_FAULT_IN: in programs of this name alone; HEARTH_FAULT_ONCE: a file, whoever can remove it is struck, the others are not. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -8,7 +9,10 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 static _Atomic long calls;
@@ -17,8 +21,17 @@ static _Thread_local int inside; /* dlsym allocates */
 static int strikes(const char *what)
 {
     const char *named = getenv("HEARTH_FAULT"), *at = getenv("HEARTH_FAULT_AT");
+    const char *in = getenv("HEARTH_FAULT_IN"), *once = getenv("HEARTH_FAULT_ONCE");
     return !inside && named && at && strcmp(named, what) == 0 &&
-           atomic_fetch_add(&calls, 1) + 1 == atol(at);
+           (!in || strcmp(in, program_invocation_short_name) == 0) &&
+           atomic_fetch_add(&calls, 1) + 1 == atol(at) && (!once || unlink(once) == 0);
+}
+
+/* A call that makes a descriptor: there is none left. */
+static int no_descriptor(void)
+{
+    errno = EMFILE;
+    return -1;
 }
 
 /* glibc's own allocator by its other names: looking a name up allocates. */
@@ -82,8 +95,52 @@ int open(const char *path, int flags, ...)
     return next(path, flags, mode);
 }
 
+int socket(int domain, int type, int protocol)
+{
+    int (*next)(int, int, int);
+    find_real("socket", &next);
+    return strikes("socket") ? no_descriptor() : next(domain, type, protocol);
+}
+
+int accept4(int fd, __SOCKADDR_ARG address, socklen_t *restrict len, int flags)
+{
+    int (*next)(int, struct sockaddr *, socklen_t *, int);
+    find_real("accept4", &next);
+    return strikes("accept") ? no_descriptor() : next(fd, address.__sockaddr__, len, flags);
+}
+
+int eventfd(unsigned count, int flags)
+{
+    int (*next)(unsigned, int);
+    find_real("eventfd", &next);
+    return strikes("eventfd") ? no_descriptor() : next(count, flags);
+}
+
+int memfd_create(const char *name, unsigned flags)
+{
+    int (*next)(const char *, unsigned);
+    find_real("memfd_create", &next);
+    return strikes("memfd") ? no_descriptor() : next(name, flags);
+}
+
+/* Without a system call: a sandbox may know no sleep. */
+static void take_long(void)
+{
+    const char *named = getenv("HEARTH_FAULT"), *ms = getenv("HEARTH_FAULT_AT");
+    struct timespec begun, now;
+    if (!named || !ms || strcmp(named, "slow") != 0) {
+        return;
+    }
+    clock_gettime(CLOCK_MONOTONIC, &begun);
+    do {
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while ((now.tv_sec - begun.tv_sec) * 1000 + (now.tv_nsec - begun.tv_nsec) / 1000000 <
+             atol(ms));
+}
+
 ssize_t pread(int fd, void *to, size_t n, off_t off)
 {
+    take_long();
     if (strikes("read")) {
         errno = EIO;
         return -1;

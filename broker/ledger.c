@@ -64,6 +64,10 @@ static void add_models(struct broker *b)
             uint64_t bytes = m->segment_bytes ? m->segment_bytes : m->file.size_bytes;
             add("weights", bytes, bytes, "%s, %s", m->file.name, model_state_name(m->state));
         }
+        if (models_spilled(m)) { /* its worker's row has them, too */
+            add("spilled", models_spilled(m), models_spilled(m),
+                "weights of %s that its device has no room for", m->file.name);
+        }
         if (m->state_segment) {
             uint64_t used = m->watch.state_fd > 0 && fstat(m->watch.state_fd, &st) == 0
                                 ? (uint64_t)st.st_blocks * 512

@@ -288,7 +288,7 @@ uint64_t models_used(const struct models *t)
         if (m->segment) {
             used += m->segment_bytes ? m->segment_bytes : m->file.size_bytes;
         }
-        used += m->state_segment ? m->state_bytes : 0;
+        used += (m->state_segment ? m->state_bytes : 0) + models_spilled(m);
     }
     return used;
 }

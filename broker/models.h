@@ -121,8 +121,9 @@ struct model {
     enum model_bind bind;
     uint64_t bind_segment; /* the weights that it was told to bind */
     uint64_t state_segment, state_bytes;
-    uint64_t state_want; /* what it took the last time: admitted requests rely on that context */
-    uint32_t ctx_want;   /* the longest that the last broker promised to requests that live */
+    uint64_t spilled_bytes; /* of weights in its worker's memory: models_spilled */
+    uint64_t state_want;    /* what it took the last time: admitted requests rely on that context */
+    uint32_t ctx_want;      /* the longest that the last broker promised to requests that live */
     bool state_made, state_fresh;
     char fingerprint[MODELS_FINGERPRINT];
     uint32_t bind_deaths;
@@ -225,6 +226,12 @@ uint64_t models_used(const struct models *m);
 
 /* Bytes that the machine can give. */
 uint64_t models_available(const struct models *m);
+
+/* Weights that a device left to its worker's memory, beside the segment, as long as it has the model. */
+static inline uint64_t models_spilled(const struct model *m)
+{
+    return m->worker && m->bind != BIND_NONE ? m->spilled_bytes : 0;
+}
 
 /* Gets a model out of RAM, now or in the turns to come; for_room: for another's sake, so perhaps only its state goes. */
 void models_evict(struct broker *b, struct model *m, bool for_room, const char *why);

@@ -86,6 +86,7 @@ void models_on_need(struct broker *b, uint32_t child, const Hearth__WorkerNeed *
     }
     char fingerprint[MODELS_FINGERPRINT];
     bool whole = message_copy(fingerprint, sizeof fingerprint, need->fingerprint);
+    m->spilled_bytes = need->has_spilled_bytes ? need->spilled_bytes : 0;
     m->bind = BIND_NEEDS;
     if (m->state_segment && m->state_made && whole && m->state_bytes == need->state_bytes &&
         strcmp(fingerprint, m->fingerprint) == 0) {
@@ -172,6 +173,7 @@ void models_on_bound(struct broker *b, uint32_t child, const Hearth__WorkerBound
         !message_copy(m->info.golden, sizeof m->info.golden, bound->golden)) {
         memcpy(m->info.golden, before.golden, sizeof m->info.golden); /* the first one's word */
     }
+    m->spilled_bytes = bound->has_spilled_bytes ? bound->spilled_bytes : 0;
     m->bind = BIND_BOUND;
     parks_bound(b, m, bound->has_park_key ? bound->park_key : 0);
     m->bind_deaths = 0;

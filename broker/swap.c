@@ -25,6 +25,12 @@ static uint64_t state_held(const struct broker *b, const struct model *m)
     return m->state_segment ? m->state_bytes : m->swap.in_turn ? state_promised(b, m) : 0;
 }
 
+/* All that a model takes. */
+static uint64_t held(const struct broker *b, const struct model *m)
+{
+    return weights_bytes(m) + state_held(b, m) + models_spilled(m);
+}
+
 /* Whose turn it is keeps its room while a loader that was killed is born again. */
 static bool holds_room(const struct model *m)
 {
@@ -36,7 +42,7 @@ uint64_t swap_used(const struct broker *b)
     uint64_t used = 0;
     for (uint32_t i = 0; i < b->models.n; i++) {
         const struct model *m = b->models.list[i];
-        used += holds_room(m) ? weights_bytes(m) + state_held(b, m) : 0;
+        used += holds_room(m) ? held(b, m) : 0;
     }
     return used;
 }
@@ -47,7 +53,7 @@ uint64_t swap_used_after(const struct broker *b)
     for (uint32_t i = 0; i < b->models.n; i++) {
         const struct model *m = b->models.list[i];
         bool leaves = m->unload || m->state == MODEL_DRAINING;
-        used += holds_room(m) && !leaves ? weights_bytes(m) + state_held(b, m) : 0;
+        used += holds_room(m) && !leaves ? held(b, m) : 0;
     }
     return used;
 }

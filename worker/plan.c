@@ -19,10 +19,10 @@ const char *const plan_part_names[PLAN_N_PARTS] = {
     [PLAN_MARGIN] = "margin",
 };
 
-uint32_t plan_rows_max(const struct model *m, uint32_t ctx_len)
+uint32_t plan_rows_max(const struct model *m, uint32_t ctx_len, const struct spill *spill)
 {
     if (m->causal) {
-        return BATCH_ROWS_MAX + LIMIT_WORKER_SEQUENCES;
+        return (spill->narrow ? PLAN_STREAMED_ROWS : BATCH_ROWS_MAX) + LIMIT_WORKER_SEQUENCES;
     }
     return ctx_len < PLAN_ENCODER_ROWS ? ctx_len : PLAN_ENCODER_ROWS;
 }
@@ -62,7 +62,7 @@ static int count(const struct weights *w, struct backend *b, const struct plan_q
     p->host_weights_bytes = b->spilled_bytes - host_before;
     b->spilled_bytes = host_before;
     p->step_bytes = (uint64_t)plan_step_bytes(w, *m);
-    p->rows_max = plan_rows_max(*m, (*m)->ctx_len);
+    p->rows_max = plan_rows_max(*m, (*m)->ctx_len, &p->spill);
     p->n_layers = (*m)->n_layers;
     p->train_ctx_len = (*m)->train_ctx_len;
     uint64_t before = b->used_bytes;
@@ -177,13 +177,13 @@ static int place(const struct weights *w, struct backend *b, const struct plan_q
 
 #define STREAM_TRIES 8 /* contexts and sums that are tried */
 
-/* Tables in the host's memory, and of the layers' matrices as few bytes as a context of this length needs. 1: not for so long
- * a context. */
+/* Tables in the host's memory, narrow steps, and of the layers' matrices as few bytes as a context of this length needs. 1: not for
+ * so long a context. */
 static int stream_for(const struct weights *w, struct backend *b, const struct plan_question *q,
                       uint32_t ctx_len, struct spill_sizes *sizes, struct plan *p, struct err *err)
 {
     struct model *m = NULL;
-    p->spill = (struct spill){ .tables = true };
+    p->spill = (struct spill){ .tables = true, .narrow = true };
     int rc = count(w, b, q, ctx_len, p, &m, err);
     if (rc < 0) {
         model_destroy(&m);
@@ -197,7 +197,10 @@ static int stream_for(const struct weights *w, struct backend *b, const struct p
     spill_measure(w, b, m->n_layers, sizes);
     model_destroy(&m);
     /* Slots and what leaves are counted to the byte; a second try is for what only binding knows. */
-    for (uint64_t more = 0; need > room && more < 3; more++) {
+    if (need <= room) {
+        return place(w, b, q, ctx_len, whole, p, err);
+    }
+    for (uint64_t more = 0; more < 3; more++) {
         p->streamed_bytes = spill_choose(sizes, need - room + (more << 20), most, &p->spill);
         if (p->streamed_bytes == 0) {
             break;
@@ -228,8 +231,8 @@ static int stream(const struct weights *w, struct backend *b, const struct plan_
     return rc;
 }
 
-/* All weights on the device; else without the tables there; else with matrices that are streamed; and if that is no way
- * either, as long a context as there is room for. */
+/* All weights on the device; else without the tables there; else with less work space and, as needed, matrices that are
+ * streamed; and if that is no way either, as long a context as there is room for. */
 static int place_somehow(const struct weights *w, struct backend *b, const struct plan_question *q,
                          struct plan *p, struct err *err)
 {

@@ -18,6 +18,10 @@
  * reads; where more would be needed a file of a smaller type is the better answer. */
 #define PLAN_STREAMED_SHARE 3
 
+/* Rows of a prompt in one step where weights are streamed: the work space of more would cost bandwidth for ever. As many as
+ * the widest product takes at once; their computation lasts about as long as weights take to come. */
+#define PLAN_STREAMED_ROWS 128
+
 #define PLAN_ENCODER_ROWS 8192 /* the longest text of an encoder, taken in one step */
 
 struct plan_question {
@@ -61,7 +65,7 @@ int plan_compute(const struct weights *w, struct backend *backend, const struct 
                  struct plan *plan, struct err *err);
 
 /* Rows of one step of this model. */
-uint32_t plan_rows_max(const struct model *m, uint32_t ctx_len);
+uint32_t plan_rows_max(const struct model *m, uint32_t ctx_len, const struct spill *spill);
 
 /* Bytes of weights that a step of one row reads: matrices whole, experts by one token's share, tables only as output. */
 double plan_step_bytes(const struct weights *w, const struct model *m);

@@ -130,6 +130,7 @@ static int fit_device(struct resident *r, struct err *err)
     }
     r->shape = plan.shape;
     r->spill = plan.spill;
+    r->spilled_bytes = plan.host_weights_bytes;
     log_info("model %" PRIu64 ": %.2f of %.2f GiB on the device, %u positions", r->options.model,
              (double)plan.total_bytes / (1u << 30), (double)plan.room_bytes / (1u << 30),
              plan.shape.ctx_len);
@@ -202,7 +203,7 @@ bool resident_generates(const struct resident *r)
 static int make_room(struct resident *r, struct err *err)
 {
     uint32_t n = r->options.n_sequences;
-    r->rows_max = plan_rows_max(r->model, r->shape.ctx_len);
+    r->rows_max = plan_rows_max(r->model, r->shape.ctx_len, &r->spill);
     r->tokens = calloc(r->rows_max, sizeof *r->tokens);
     r->seqs = calloc(r->rows_max, sizeof *r->seqs);
     r->positions = calloc(r->rows_max, sizeof *r->positions);

@@ -90,6 +90,7 @@ struct resident {
     struct pieces pieces;
     struct state_shape shape;
     struct spill spill; /* weights in the host's memory (plan.h) */
+    uint64_t spilled_bytes;
     uint64_t fingerprint;
     char fingerprint_text[RESIDENT_TAG_BYTES];
     uint64_t state_bytes;

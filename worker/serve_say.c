@@ -164,6 +164,8 @@ void serve_say_bound(struct serve *s, uint64_t model, const struct resident *r,
         bound.n_vocab = m->vocab_size;
         bound.n_sequences = r->options.n_sequences;
         bound.state_bytes = r->state_bytes;
+        bound.has_spilled_bytes = true;
+        bound.spilled_bytes = r->spilled_bytes;
         bound.arch = message_str(m->arch->name);
         bound.generates = resident_generates(r);
         bound.n_embd = m->dim;
@@ -187,6 +189,8 @@ void serve_say_need(struct serve *s, const struct resident *r)
     Hearth__WorkerNeed need = HEARTH__WORKER_NEED__INIT;
     need.model = r->options.model;
     need.state_bytes = r->state_bytes;
+    need.has_spilled_bytes = true;
+    need.spilled_bytes = r->spilled_bytes;
     need.fingerprint = message_str(r->fingerprint_text);
     serve_say(s, HEARTH__ENVELOPE__BODY_WORKER_NEED, &need);
 }

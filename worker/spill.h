@@ -17,6 +17,7 @@
 enum spill_part { SPILL_ATTN_IN, SPILL_ATTN_OUT, SPILL_FFN_IN, SPILL_FFN_OUT, SPILL_N_PARTS };
 
 struct spill {
+    bool narrow;         /* steps of fewer rows, whose work space is smaller (plan.h) */
     bool tables;         /* of token_embd, where it is no output, and gemma4's per layer */
     uint64_t slot_bytes; /* whole pages; 0: nothing is streamed */
     uint8_t streamed[MODEL_LAYERS_MAX]; /* bit p: part p */

@@ -44,6 +44,10 @@ static void print_json(const struct bench_question *q, const struct bench_result
         printf("\"upload_gbs\":%.2f,\"register_gbs\":%.2f,\"swap_gbs\":%.2f,", r->upload_gbs,
                r->register_gbs, r->swap_gbs);
     }
+    if (r->host_weights_bytes > 0) {
+        printf("\"host_weights_bytes\":%.0f,\"streamed_bytes\":%.0f,", r->host_weights_bytes,
+               r->streamed_bytes);
+    }
     if (r->flops_per_token > 0) {
         printf("\"flops_per_token\":%.0f,", r->flops_per_token);
     }
@@ -71,6 +75,10 @@ static void print_text(const struct bench_question *q, const struct bench_result
     if (r->upload_gbs > 0) {
         printf("upload     %10.2f GB/s, registered at %.2f GB/s, then %.2f GB/s\n", r->upload_gbs,
                r->register_gbs, r->swap_gbs);
+    }
+    if (r->host_weights_bytes > 0) {
+        printf("streamed   %10.2f MB in every step, %.2f MB of weights in memory\n",
+               r->streamed_bytes / 1e6, r->host_weights_bytes / 1e6);
     }
     printf("first      %10.2f ms\n", r->ttft_ms);
     if (r->bytes_per_token <= 0) {

@@ -33,7 +33,9 @@ struct bench_result {
     double bandwidth_share; /* of what as many threads read in a plain loop; 0: not measured */
     double upload_gbs,
         swap_gbs; /* weights to a device: the first time, and again as after a swap; 0: they stay */
-    double register_gbs;    /* how fast they were registered for that; 0: not, or not all */
+    double register_gbs; /* how fast they were registered for that; 0: not, or not all */
+    double host_weights_bytes,
+        streamed_bytes;     /* weights in the host's memory; of these, over the bus in every step */
     double flops_per_token; /* of the products, attention apart */
     double
         integer_share; /* prefill's multiply-adds, of what as many threads do in a plain 8-bit loop; 0: not measured */

@@ -12,9 +12,10 @@
 #include "worker/cpu/ceiling.h"
 #include "worker/cpu/team.h"
 #include "worker/forward.h"
+#include "worker/plan.h"
 
-#define CHUNK        512        /* tokens of a prefill step */
-#define COPIED       512        /* positions that are computed where a depth is made of copies */
+#define CHUNK        512 /* tokens of a prefill step, where the plan has nothing against it */
+#define COPIED       512 /* positions that are computed where a depth is made of copies */
 #define PROBE_BYTES  (1u << 30) /* of weights read to learn the machine's bandwidth, at most */
 #define PROBE_PIECE  (1u << 20) /* one thread's turn of it */
 #define PROBE_ROUNDS 5
@@ -23,6 +24,8 @@
 struct bench {
     const struct bench_question *q; /* the one that is measured; model and device are everybody's */
     uint32_t n_seqs, n_pages, ctx_len; /* the most that any needs */
+    uint32_t chunk;                    /* tokens of a prefill step */
+    struct spill spill;                /* weights that the device has no room for */
     struct weights weights;
     struct backend *backend;
     struct model *model;
@@ -72,9 +75,9 @@ static int load(struct bench *b, struct err *err)
 /* Binds the model and brings its weights to a device that has memory of its own; GB/s of that. */
 static int bind_model(struct bench *b, double *gbs, struct err *err)
 {
-    const struct model_options options = { .k_type = b->q->k_type,
-                                           .v_type = b->q->v_type,
-                                           .ctx_len = b->ctx_len };
+    const struct model_options options = {
+        .k_type = b->q->k_type, .v_type = b->q->v_type, .ctx_len = b->ctx_len, .spill = &b->spill
+    };
     b->model = model_bind(&b->weights, b->backend, &options, err);
     if (!b->model) {
         return err_wrap(err, "model %s", b->q->model);
@@ -112,16 +115,55 @@ static double pin_weights(struct bench *b)
     return (double)b->weights.size / (now() - start) / 1e9;
 }
 
+/* What n questions need together. */
+static void size(struct bench *b, const struct bench_question *questions, uint32_t n)
+{
+    b->ctx_len = b->n_seqs = b->n_pages = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const struct bench_question *q = &questions[i];
+        uint32_t length = q->depth + q->n_prompt + q->n_gen;
+        uint32_t pages = (kvcache_pages_for(length) + 1) * q->n_parallel;
+        b->ctx_len = length > b->ctx_len ? length : b->ctx_len;
+        b->n_seqs = q->n_parallel > b->n_seqs ? q->n_parallel : b->n_seqs;
+        b->n_pages = pages > b->n_pages ? pages : b->n_pages;
+    }
+}
+
+/* Where the weights go, on a device with memory of its own. */
+static int place(struct bench *b, struct bench_result *r, struct err *err)
+{
+    const struct plan_question q = { .ctx_len = b->ctx_len,
+                                     .k_type = b->q->k_type,
+                                     .v_type = b->q->v_type,
+                                     .n_sequences = b->n_seqs,
+                                     .state_bytes_max = UINT64_MAX / 2, /* nothing is mirrored */
+                                     .n_pages_least = b->n_pages };
+    struct plan plan;
+    b->chunk = CHUNK;
+    b->spill = (struct spill){ 0 };
+    if (!b->backend->ops->mirror) {
+        return 0;
+    }
+    if (plan_compute(&b->weights, b->backend, &q, &plan, err) < 0) {
+        return err_wrap(err, "model %s", b->q->model);
+    }
+    b->chunk = plan.rows_max < CHUNK ? plan.rows_max : CHUNK;
+    b->spill = plan.spill;
+    r->host_weights_bytes = (double)plan.host_weights_bytes;
+    r->streamed_bytes = (double)plan.streamed_bytes;
+    return 0;
+}
+
 static int open_engine(struct bench *b, struct bench_result *r, struct err *err)
 {
     uint32_t n_seqs = b->n_seqs, length = b->ctx_len;
-    uint32_t rows = CHUNK > n_seqs ? CHUNK : n_seqs;
+    uint32_t rows = b->chunk > n_seqs ? b->chunk : n_seqs;
     if (bind_model(b, &r->upload_gbs, err) < 0) {
         return -1;
     }
     if (b->backend->ops->arrived) {
         model_destroy(&b->model);
-        r->register_gbs = pin_weights(b);
+        r->register_gbs = r->register_gbs > 0 ? r->register_gbs : pin_weights(b);
         if (bind_model(b, &r->swap_gbs, err) < 0) {
             return -1;
         }
@@ -159,7 +201,8 @@ static int open_engine(struct bench *b, struct bench_result *r, struct err *err)
     return 0;
 }
 
-static void close_all(struct bench *b)
+/* Everything but the device and the weights in memory. */
+static void close_engine(struct bench *b)
 {
     kvcache_clear(&b->kv);
     if (b->memory) {
@@ -167,14 +210,26 @@ static void close_all(struct bench *b)
     }
     forward_destroy(&b->forward);
     model_destroy(&b->model);
-    backend_close(&b->backend);
-    weights_unmap(&b->weights);
     free(b->logits);
     free(b->tokens);
     free(b->seqs);
     free(b->positions);
     free(b->flags);
     free(b->slots);
+    b->kv = (struct kvcache){ 0 };
+    b->memory = NULL;
+    b->logits = NULL;
+    b->tokens = NULL;
+    b->seqs = b->slots = NULL;
+    b->positions = NULL;
+    b->flags = NULL;
+}
+
+static void close_all(struct bench *b)
+{
+    close_engine(b);
+    backend_close(&b->backend);
+    weights_unmap(&b->weights);
 }
 
 /* Some id for a position: spread over the vocabulary, the same each time. */
@@ -198,7 +253,7 @@ static int step(struct bench *b, uint32_t n, bool logits, struct err *err)
 static int prefill(struct bench *b, uint32_t i, uint32_t n, bool logits, struct err *err)
 {
     for (uint32_t done = 0; done < n;) {
-        uint32_t rows = n - done < CHUNK ? n - done : CHUNK;
+        uint32_t rows = n - done < b->chunk ? n - done : b->chunk;
         int64_t pos = kvcache_pos(&b->kv, b->slots[i]);
         for (uint32_t r = 0; r < rows; r++) {
             b->tokens[r] = token_at(b, pos + r, i);
@@ -316,25 +371,6 @@ static int measure(struct bench *b, double *all, double *first, double *gen, str
 
 /* ---- bytes ---- */
 
-/* Weights that one step reads: matrices whole, experts by one token's share, embeddings only as output. */
-static double weight_bytes(const struct bench *b)
-{
-    const struct model *m = b->model;
-    double sum = 0;
-    for (size_t i = 0; i < b->weights.n_tensors; i++) {
-        const struct weights_tensor *t = &b->weights.tensors[i];
-        double size = (double)t->size_bytes;
-        if (t->data == m->token_embd.data && t->data != m->output.data) {
-            continue;
-        }
-        if (t->n_dims == 3 && m->n_experts > 0 && t->ne[2] == m->n_experts) {
-            size *= (double)m->n_experts_used / (double)m->n_experts;
-        }
-        sum += size;
-    }
-    return sum;
-}
-
 /* Keys and values that a token in the middle of the generated ones reads. */
 static double kv_bytes(const struct bench *b)
 {
@@ -439,7 +475,7 @@ static int measure_all(struct bench *b, double machine, double gmacs, struct ben
     r->prefill_tps = (double)q->n_prompt * q->n_parallel / median(all, q->n_repeats);
     r->decode_tps = steps * q->n_parallel;
     r->ttft_ms = median(first, q->n_repeats) * 1e3;
-    r->bytes_per_token = weight_bytes(b) / q->n_parallel + kv_bytes(b);
+    r->bytes_per_token = plan_step_bytes(&b->weights, b->model) / q->n_parallel + kv_bytes(b);
     r->bandwidth_gbs = r->bytes_per_token * r->decode_tps / 1e9;
     r->bandwidth_share = machine > 0 ? r->bandwidth_gbs / machine : 0;
     /* Only a prompt's last token meets the output. */
@@ -475,14 +511,7 @@ static int run(struct bench *b, uint32_t n, struct bench_result *r,
     const struct backend_options options = { .n_threads = first_q->n_threads,
                                              .budget_bytes = first_q->vram_budget };
     volatile uint64_t sink = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        const struct bench_question *q = &first_q[i];
-        uint32_t length = q->depth + q->n_prompt + q->n_gen;
-        uint32_t pages = (kvcache_pages_for(length) + 1) * q->n_parallel;
-        b->ctx_len = length > b->ctx_len ? length : b->ctx_len;
-        b->n_seqs = q->n_parallel > b->n_seqs ? q->n_parallel : b->n_seqs;
-        b->n_pages = pages > b->n_pages ? pages : b->n_pages;
-    }
+    size(b, first_q, n);
     const char *device = backend_choose(first_q->device, NULL, NULL);
     b->backend = backend_open(device, &options, err);
     if (!b->backend) {
@@ -493,15 +522,24 @@ static int run(struct bench *b, uint32_t n, struct bench_result *r,
         return -1;
     }
     r->load_s = now() - start;
-    if (open_engine(b, r, err) < 0) {
+    /* What all of them together have room for is loaded once; else each with what it needs itself. */
+    bool together = place(b, r, err) == 0 && !b->spill.tables;
+    if (together && open_engine(b, r, err) < 0) {
         return -1;
     }
     bool cpu = strcmp(device, "cpu") == 0;
     double machine = cpu ? probe_bandwidth(b, &sink) : 0;
     double gmacs = cpu ? probe_multiply(b) : 0;
-    r->flops_per_token = flops(b);
     for (uint32_t i = 0; i < n; i++) {
         b->q = &first_q[i];
+        if (!together) {
+            close_engine(b);
+            size(b, b->q, 1);
+            if (place(b, r, err) < 0 || open_engine(b, r, err) < 0) {
+                return -1;
+            }
+        }
+        r->flops_per_token = flops(b);
         if (measure_all(b, machine, gmacs, r, err) < 0) {
             return -1;
         }

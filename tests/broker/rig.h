@@ -30,7 +30,7 @@ struct rig {
     uint32_t n_children;
     uint32_t n_creates, n_drops;
     enum err_code spawn_error; /* births fail with it */
-    uint64_t mem_available, weights_bytes;
+    uint64_t mem_available, weights_bytes, spilled_bytes;
 };
 
 static struct rig *rig_now; /* for the memory hook, which has no argument */
@@ -240,12 +240,16 @@ static inline void rig_bound(struct rig *r, struct model *m)
     assert_int_equal(m->bind, BIND_ASKED);
     need.model = m->number;
     need.state_bytes = 1 << 20;
+    need.has_spilled_bytes = r->spilled_bytes > 0;
+    need.spilled_bytes = r->spilled_bytes;
     need.fingerprint = message_str("f16-2048");
     models_on_need(r->b, m->worker, &need);
     rig_turns(r);
     assert_int_equal(m->bind, BIND_STATE);
     Hearth__WorkerBound bound = HEARTH__WORKER_BOUND__INIT;
     bound.model = m->number;
+    bound.has_spilled_bytes = r->spilled_bytes > 0;
+    bound.spilled_bytes = r->spilled_bytes;
     bound.has_ctx = bound.has_n_vocab = bound.has_n_sequences = bound.has_piece_bytes_max = true;
     bound.ctx = 2048;
     bound.n_vocab = 1000;

@@ -51,6 +51,24 @@ static void model_goes_from_cold_to_resident_when_wanted(void **state)
     rig_close(&r);
 }
 
+/* What a device has no room for counts as long as its worker holds it. */
+static void weights_in_a_workers_memory_are_counted(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_open(&r);
+    rig_model(&r, "a", 1000);
+    ready(&r);
+    struct model *m = named(&r, "a");
+    r.spilled_bytes = 5000;
+    bring(&r, m, 4096);
+    assert_true(models_used(&r.b->models) == 4096 + (1 << 20) + 5000);
+    assert_true(swap_used(r.b) == 4096 + (1 << 20) + 5000);
+    models_worker_died(r.b, m->worker, false);
+    assert_true(models_used(&r.b->models) == 4096 + (1 << 20));
+    rig_close(&r);
+}
+
 static void outside_kill_of_a_loader_begins_again_and_an_error_is_told(void **state)
 {
     (void)state;
@@ -467,6 +485,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(model_goes_from_cold_to_resident_when_wanted),
+        cmocka_unit_test(weights_in_a_workers_memory_are_counted),
         cmocka_unit_test(outside_kill_of_a_loader_begins_again_and_an_error_is_told),
         cmocka_unit_test(unknown_architecture_is_refused_before_its_data_is_read),
         cmocka_unit_test(model_that_cannot_be_bound_leaves),

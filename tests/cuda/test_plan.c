@@ -104,7 +104,7 @@ static void a_budget_shortens_the_context_and_then_refuses(void **state)
     assert_true(less.shape.ctx_len < 4096 && less.shape.ctx_len >= KV_PAGE_TOKENS);
     assert_true(less.total_bytes <= b->budget_bytes);
     assert_int_equal(load(b, &w, &less, &host) + less.bytes[PLAN_MARGIN], less.total_bytes);
-    b->budget_bytes = whole.total_bytes - whole.bytes[PLAN_KV] - 1;
+    b->budget_bytes = whole.bytes[PLAN_BEFORE] + whole.bytes[PLAN_MARGIN]; /* nothing is left */
     assert_int_equal(plan_compute(&w, b, &q, &none, &err), -1);
     assert_int_equal(err.code, ERR_NO_FIT);
     /* a mirror's budget leaves pages out, not sequences */

@@ -64,7 +64,7 @@ void spill_measure(const struct weights *w, struct backend *dry, uint32_t n_laye
 static uint64_t spread(const struct spill_sizes *sizes, uint64_t total, uint64_t wanted,
                        struct spill *s)
 {
-    uint64_t seen = 0, chosen = 0, unit = (total >> 30) + 1; /* products stay within 64 bits */
+    uint64_t seen = 0, chosen = 0, unit = (total >> 20) + 1; /* products of byte counts: 64 bits */
     memset(s->streamed, 0, sizeof s->streamed);
     for (uint32_t i = 0; i < sizes->n_layers; i++) {
         for (enum spill_part p = 0; p < SPILL_N_PARTS; p++) {
@@ -120,7 +120,8 @@ uint64_t spill_choose(const struct spill_sizes *sizes, uint64_t wanted, uint64_t
     struct spill at = *s, found = *s;
     for (at.slot_bytes = next_slot(sizes, 0); at.slot_bytes; /* a few sizes: parts are alike */
          at.slot_bytes = next_slot(sizes, at.slot_bytes)) {
-        uint64_t bytes = choose(sizes, wanted + BACKEND_SLOTS * at.slot_bytes, &at);
+        uint64_t need = wanted + BACKEND_SLOTS * at.slot_bytes;
+        uint64_t bytes = need <= most ? choose(sizes, need, &at) : 0;
         if (bytes > 0 && bytes <= most && (best == 0 || bytes < best)) {
             best = bytes;
             found = at;

@@ -16,6 +16,14 @@
 #define SEQUENCES 16 /* in flight, as a worker takes when nobody says otherwise */
 #define GIB       ((double)(1u << 30))
 
+/* What bounds a step of one sequence, as --device-gbs and --bus-gbs say: an RTX 5090 on PCIe 5.0 x16. */
+#define DEVICE_GBS 1590
+#define BUS_GBS    56
+
+struct speeds {
+    int64_t device_gbs, bus_gbs;
+};
+
 static const struct program program = {
     .verb = "plan",
     .synopsis = "[OPTIONS] MODEL|FILE.gguf|synth:ARCH:PRESET:TYPE",
@@ -23,7 +31,9 @@ static const struct program program = {
     .text =
         "Prints what weights, keys and values, recurrent states and work space take on the "
         "device, beside what there is: the bytes that loading it allocates. A context that does "
-        "not fit is shortened, and the table says so. Exit 5: it does not fit at all.",
+        "not fit is shortened, down to 2048 positions; then weights stay in the machine's memory "
+        "and come over the bus in every step, at most a third of them; the table says so. Exit 5: "
+        "it does not fit at all.",
 };
 
 static uint64_t quarter_of_memory(void)
@@ -74,7 +84,18 @@ static int read_kv(const char *text, struct plan_question *q)
     return 0;
 }
 
-static void print_text(const char *device, const struct plan *p, uint32_t wanted)
+/* Tokens a second at most: weights and n positions are read on the device while others come over the bus. */
+static double tokens_per_s(const struct plan *p, const struct speeds *s, uint32_t n)
+{
+    double kv = p->shape.n_pages ? (double)p->bytes[PLAN_KV] / p->shape.n_pages / KV_PAGE_TOKENS * n
+                                 : 0;
+    double here = ((double)p->step_bytes + kv) / (double)s->device_gbs;
+    double bus = (double)p->streamed_bytes / (double)s->bus_gbs;
+    return 1e9 / (here > bus ? here : bus);
+}
+
+static void print_text(const char *device, const struct plan *p, const struct speeds *s,
+                       uint32_t wanted)
 {
     for (int i = 0; i < PLAN_N_PARTS; i++) {
         if (p->bytes[i] > 0) {
@@ -101,13 +122,21 @@ static void print_text(const char *device, const struct plan *p, uint32_t wanted
         printf(", %u pages are not mirrored in it", p->shape.n_unmirrored);
     }
     printf("\n");
+    if (strcmp(device, "cpu") != 0) {
+        printf(
+            "%-18s %9.1f tokens/s for one sequence at most, %.1f when its context is full, where "
+            "the device reads %" PRId64 " GB/s and the bus brings %" PRId64 "\n",
+            "speed", tokens_per_s(p, s, 0), tokens_per_s(p, s, p->shape.ctx_len), s->device_gbs,
+            s->bus_gbs);
+    }
     if (p->shape.ctx_len < wanted) {
         fprintf(stderr, "hearth plan: a context of %u does not fit: %u; hint: --kv q8_0, --ctx\n",
                 wanted, p->shape.ctx_len);
     }
 }
 
-static void print_json(const char *device, const struct plan *p, bool fits, uint32_t wanted)
+static void print_json(const char *device, const struct plan *p, const struct speeds *s, bool fits,
+                       uint32_t wanted)
 {
     static const char *const keys[PLAN_N_PARTS] = {
         [PLAN_BEFORE] = "in_use",       [PLAN_WEIGHTS] = "weights",      [PLAN_KV] = "kv",
@@ -125,6 +154,10 @@ static void print_json(const char *device, const struct plan *p, bool fits, uint
     printf(",\"host_weights_bytes\":%" PRIu64 ",\"streamed_bytes\":%" PRIu64
            ",\"step_bytes\":%" PRIu64,
            p->host_weights_bytes, p->streamed_bytes, p->step_bytes);
+    if (fits && strcmp(device, "cpu") != 0) {
+        printf(",\"decode_tps\":%.2f,\"decode_full_tps\":%.2f", tokens_per_s(p, s, 0),
+               tokens_per_s(p, s, p->shape.ctx_len));
+    }
     printf(",\"state_bytes\":%" PRIu64 ",\"ctx\":%u,\"ctx_wanted\":%u,\"sequences\":%u,"
            "\"pages\":%u,\"pages_unmirrored\":%u}\n",
            p->host_bytes, p->shape.ctx_len, wanted, p->shape.max_seqs / 2, p->shape.n_pages,
@@ -132,8 +165,8 @@ static void print_json(const char *device, const struct plan *p, bool fits, uint
 }
 
 static int run(const char *name, const char *run_dir, const char *device,
-               const struct backend_options *options, struct plan_question *q, bool json,
-               struct err *err)
+               const struct backend_options *options, struct plan_question *q,
+               const struct speeds *speeds, bool json, struct err *err)
 {
     struct weights w = { 0 };
     struct plan plan;
@@ -147,9 +180,9 @@ static int run(const char *name, const char *run_dir, const char *device,
         uint32_t wanted = q->ctx_len ? q->ctx_len : plan.train_ctx_len;
         bool known = rc == 0 || (err->code == ERR_NO_FIT && plan.total_bytes > 0);
         if (known && json) {
-            print_json(device, &plan, rc == 0, wanted);
+            print_json(device, &plan, speeds, rc == 0, wanted);
         } else if (rc == 0) {
-            print_text(device, &plan, wanted);
+            print_text(device, &plan, speeds, wanted);
         }
     }
     backend_close(&b);
@@ -162,6 +195,7 @@ int main(int argc, char **argv)
     const char *device = "auto", *kv = NULL, *run_dir = NULL;
     int64_t ctx = 0, seqs = SEQUENCES, threads = 0;
     bool json = false;
+    struct speeds speeds = { DEVICE_GBS, BUS_GBS };
     struct backend_options options = { 0 };
     struct plan_question q = { .k_type = DTYPE_F16,
                                .v_type = DTYPE_F16,
@@ -176,6 +210,10 @@ int main(int argc, char **argv)
           "device memory to use; default: what is free", NULL },
         { "state-budget", 0, OPTION_SIZE, &q.state_bytes_max, "SIZE",
           "memory for the state segment; default: a quarter of the machine's", NULL },
+        { "device-gbs", 0, OPTION_INT, &speeds.device_gbs, "N",
+          "what the device reads of its memory, for the speed; default: 1590", NULL },
+        { "bus-gbs", 0, OPTION_INT, &speeds.bus_gbs, "N",
+          "what comes to it from the machine's; default: 56", NULL },
         { "threads", 0, OPTION_INT, &threads, "N", "of the CPU; default: all cores", NULL },
         { "run", 0, OPTION_STRING, &run_dir, "DIR", "the service's runtime directory, for names",
           NULL },
@@ -187,8 +225,9 @@ int main(int argc, char **argv)
         options_fail(&program, "one MODEL, not %d; see --help", n);
     }
     if (ctx < 0 || ctx > UINT32_MAX / 2 || seqs < 1 || seqs > 1024 || threads < 0 ||
-        threads > 1024) {
-        options_fail(&program, "--ctx, --seqs or --threads is out of range");
+        threads > 1024 || speeds.device_gbs < 1 || speeds.bus_gbs < 1) {
+        options_fail(&program,
+                     "--ctx, --seqs, --threads, --device-gbs or --bus-gbs is out of range");
     }
     if (kv && read_kv(kv, &q) < 0) {
         options_fail(&program, "--kv %s: f32, f16, bf16, q8_0 or q4_0", kv);
@@ -198,7 +237,7 @@ int main(int argc, char **argv)
     q.n_sequences = (uint32_t)seqs;
     device = backend_choose(device, NULL, NULL);
     struct err err = { 0 };
-    if (run(argv[0], run_dir, device, &options, &q, json, &err) < 0) {
+    if (run(argv[0], run_dir, device, &options, &q, &speeds, json, &err) < 0) {
         fprintf(stderr, "hearth plan: %s\n", err.text);
         return err_exit_code(err.code);
     }

@@ -274,20 +274,27 @@ static const struct form {
     enum dtype k, v;
     uint32_t k_dim, v_dim, group;
 } forms[] = {
-    { DTYPE_F32, DTYPE_BF16, 32, 48, 1 },  { DTYPE_F16, DTYPE_Q8_0, 40, 32, 11 },
+    { DTYPE_F32, DTYPE_BF16, 32, 48, 1 },
+    { DTYPE_F16, DTYPE_Q8_0, 40, 32, 11 },
     { DTYPE_F16, DTYPE_Q8_0, 32, 48, 21 }, /* a group beyond one warp's rows */
     { DTYPE_BF16, DTYPE_Q4_0, 32, 48, 9 }, /* and beyond one block's */
-    { DTYPE_Q8_0, DTYPE_F32, 40, 32, 4 },  { DTYPE_Q4_0, DTYPE_F16, 96, 80, 5 },
-    { DTYPE_F16, DTYPE_F16, 128, 128, 4 }, { DTYPE_Q8_0, DTYPE_Q4_0, 64, 128, 8 },
-    { DTYPE_F16, DTYPE_F16, 256, 192, 2 },
+    { DTYPE_Q8_0, DTYPE_F32, 40, 32, 4 },
+    { DTYPE_Q4_0, DTYPE_F16, 96, 80, 5 },
+    { DTYPE_F16, DTYPE_F16, 128, 128, 4 },
+    { DTYPE_Q8_0, DTYPE_Q4_0, 64, 128, 8 },
+    { DTYPE_F16, DTYPE_F16, 256, 192, 2 }, /* heads of two warps */
+    { DTYPE_F16, DTYPE_F16, 576, 512, 9 }, /* of four: latent attention */
+    { DTYPE_Q8_0, DTYPE_Q4_0, 96, 272, 3 },
+    { DTYPE_F16, DTYPE_BF16, 576, 512, 1 }, /* and no tensor cores */
 };
 #define N_FORMS (sizeof forms / sizeof forms[0])
+#define ROW_MAX 9216 /* values of a row of results: 2 * 9 * 512 */
 
 static void attention_agrees_with_the_cpu(void **state)
 {
     struct twins *t = *state;
     static const int64_t at[3] = { 5, 700, N_POS - 1 };
-    float *want = calloc(3 * 42 * 192, sizeof *want), *got = calloc(3 * 42 * 192, sizeof *got);
+    float *want = calloc(3 * ROW_MAX, sizeof *want), *got = calloc(3 * ROW_MAX, sizeof *got);
     float *sinks = twins_floats(42, 3, 24);
     for (size_t i = 0; i < N_FORMS; i++) {
         const struct form *f = &forms[i];
@@ -352,13 +359,14 @@ static void the_exact_setting_gives_the_cpus_bits(void **state)
 static void a_row_has_the_same_bits_in_a_crowd(void **state)
 {
     struct twins *t = *state;
-    float *alone = calloc(42 * 192, sizeof *alone);
-    float *crowd = calloc(ROWS_MAX * 42 * 192, sizeof *crowd);
+    float *alone = calloc(ROW_MAX, sizeof *alone);
+    float *crowd = calloc(ROWS_MAX * ROW_MAX, sizeof *crowd);
     assert_true(alone && crowd);
     for (size_t i = 0; i < N_FORMS; i++) {
         int64_t at[ROWS_MAX];
         struct kv kv;
         uint32_t n_heads = N_KV_HEADS * forms[i].group, width = n_heads * forms[i].v_dim;
+        assert_true(width <= ROW_MAX);
         uint32_t window = i % 2 ? 90 : 0;
         make(&kv, forms[i].k, forms[i].v, forms[i].k_dim, forms[i].v_dim);
         store(t->cuda, &kv, 0, N_POS);

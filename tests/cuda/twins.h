@@ -18,8 +18,8 @@ static const struct backend_limits twins_limits = { .max_rows = 136,
                                                     .max_k = 1088,
                                                     .max_m = 1024,
                                                     .max_heads = 42,
-                                                    .max_k_dim = 256,
-                                                    .max_v_dim = 256,
+                                                    .max_k_dim = 576,
+                                                    .max_v_dim = 512,
                                                     .max_experts = 64,
                                                     .ctx_len = 2048 };
 

@@ -9,17 +9,43 @@
  * fragments of two tiles of columns: even keys (dims) and odd ones. With keys 4 t .. 4 t + 3 in lane t the scores leave the
  * first product where the second wants its left operand. Queries and probabilities are split in two f16 (22 bits): the tensor
  * cores are idle in decode, and results stay within 1e-5 of the CPU's f32. Quantised K and V are widened to f16.
- * Decode is bound by reading pages; prefill by the products, twice for the split. */
+ * Decode is bound by reading pages; prefill by the products, twice for the split.
+ *
+ * Heads beyond 128 values (up to 576 and 512: latent attention) are shared by the warps of a block: each computes the scores of some
+ * of a page's tiles, all of them meet in shared memory, and each has 128 of the values. The sums are the same in the same order.
+ *
+ * Pages are asked for ahead, to L2, by one instruction of one thread (sm_90 and later): values while keys are multiplied, the next
+ * page's keys while values are. Half a page of one head is 16 KiB for 128 values of f16: the warps that a device can hold have 25 to 33 MB
+ * under way, a third of a 5090's L2, half of an H200's, so asking further ahead would push out what others asked for. Long contexts of few
+ * sequences gain, where warps are few: 32k and 8 key heads are 512 spans, three warps a multiprocessor, whose own loads are 2 KiB
+ * each, 1 MB together, and a 5090 wants 1.2. A ring in shared memory (cp.async) has no room: queries take 8 KiB a warp. */
 #include <stdlib.h>
 
 #include "worker/cuda/pages.cuh"
 
 #define ROWS     16 /* of a warp */
 #define TILES    (KV_PAGE_TOKENS / KV_TILE)
-#define DIM_MAX  256
+#define SCORES   (TILES * 8 * WARP) /* of a page: 16 rows x 64 keys */
 #define HALF_TOP 65504.0f
-/* Warps of a multiprocessor: at most 170 registers a thread, 255 for 256 dims. */
-#define WARPS(groups) ((groups) > 8 ? 8 : 12)
+#define K_MAX    576 /* of a head: queries in 36 KiB of shared memory */
+#define V_MAX    512
+/* Heads up to so many values of both sides are a warp's or two warps' own; totals then stand in shared memory, else in registers. */
+#define K_SMALL              256
+#define TOTALS_SHARED(parts) ((parts) < 4)
+/* Warps of a multiprocessor: what queries leave of 100 KiB of shared memory (a block costs 1 KiB more), or registers: 168 a thread
+ * for one warp, else 255. */
+#define WARPS(parts) ((parts) > 1 ? 8 : 12)
+
+static __device__ __forceinline__ uint32_t lane_id(void)
+{
+    return threadIdx.x % WARP;
+}
+
+/* Which of the warps that share rows. */
+template <uint32_t PARTS> static __device__ __forceinline__ uint32_t part_of(void)
+{
+    return PARTS == 1 ? 0 : threadIdx.x / WARP;
+}
 
 struct task {
     uint32_t row, n; /* first of n rows of one sequence */
@@ -61,7 +87,7 @@ static __device__ __forceinline__ void turn(const uint32_t w[4], uint32_t b[2][2
 static __device__ __forceinline__ void
 key_fragments(const struct page_side *side, const uint8_t *tile, uint32_t step, uint32_t b[2][2])
 {
-    uint32_t g = threadIdx.x / 4, t = threadIdx.x % 4;
+    uint32_t g = lane_id() / 4, t = threadIdx.x % 4;
     if (side->type == DTYPE_F16) {
         uint32_t w[4];
 #pragma unroll
@@ -95,7 +121,7 @@ static __device__ __forceinline__ void value_fragments(const struct page_side *s
                                                        const uint8_t *tile, uint32_t group,
                                                        int32_t lo, int32_t hi, uint32_t b[2][2])
 {
-    uint32_t g = threadIdx.x / 4, t = threadIdx.x % 4, w[4];
+    uint32_t g = lane_id() / 4, t = threadIdx.x % 4, w[4];
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++) {
         int32_t at = (int32_t)(4 * t + i);
@@ -128,12 +154,13 @@ template <uint32_t GROUPS> struct state {
     int64_t lo[2], hi[2];    /* positions that the row reads */
 };
 
-/* Queries as left operands, both parts: eight words of shared memory a lane and step, its own. */
+/* Queries as left operands, both halves: eight words of shared memory a lane and step. */
+template <uint32_t PARTS>
 static __device__ __forceinline__ void put_queries(uint32_t *own, uint32_t n_steps, uint32_t dim,
                                                    const float *const q[2])
 {
     uint32_t t = threadIdx.x % 4;
-    for (uint32_t step = 0; step < n_steps; step++) {
+    for (uint32_t step = part_of<PARTS>(); step < n_steps; step += PARTS) {
         for (uint32_t r = 0; r < 2; r++) {
             float v[4];
             for (uint32_t i = 0; i < 4; i++) {
@@ -163,15 +190,15 @@ static __device__ __forceinline__ float quad_sum(float v)
     return v;
 }
 
-/* Scores of the page's 64 keys: s[tile][n][c], key 16 tile + 4 t + 2 (c % 2) + n, row c / 2. */
-static __device__ __forceinline__ void score_page(const struct attention_args *a,
-                                                  const uint8_t *page, uint32_t kv_head,
-                                                  const uint32_t *own, float s[TILES][2][4])
+/* Scores of N tiles of 16 keys: s[tile][n][c], key 16 tile + 4 t + 2 (c % 2) + n, row c / 2. */
+template <uint32_t N>
+static __device__ __forceinline__ void score_tiles(const struct attention_args *a,
+                                                   const uint8_t *first, const uint32_t *own,
+                                                   float s[N][2][4])
 {
     uint32_t n_steps = (a->k.dim + 15) / 16;
-    const uint8_t *first = page + tile_at(&a->k, kv_head, 0);
 #pragma unroll
-    for (uint32_t i = 0; i < TILES * 8; i++) {
+    for (uint32_t i = 0; i < N * 8; i++) {
         s[i / 8][i / 4 % 2][i % 4] = 0.0f;
     }
     for (uint32_t step = 0; step < n_steps; step++) {
@@ -180,7 +207,7 @@ static __device__ __forceinline__ void score_page(const struct attention_args *a
         const uint32_t q[2][4] = { { high.x, high.y, high.z, high.w },
                                    { low.x, low.y, low.z, low.w } };
 #pragma unroll
-        for (uint32_t tile = 0; tile < TILES; tile++) {
+        for (uint32_t tile = 0; tile < N; tile++) {
             uint32_t b[2][2];
             key_fragments(&a->k, first + tile * (KV_TILE * a->k.row_bytes), step, b);
 #pragma unroll
@@ -189,6 +216,43 @@ static __device__ __forceinline__ void score_page(const struct attention_args *a
                 ptx_mma_f16(s[tile][n], q[0], b[n]);
             }
         }
+    }
+}
+
+/* Of the page's 64 keys. Several warps: each its tiles, then all have all; `shared` is [TILES * 8][WARP], another one for the
+ * next page. */
+template <uint32_t PARTS>
+static __device__ __forceinline__ void
+score_page(const struct attention_args *a, const uint8_t *page, uint32_t kv_head,
+           const uint32_t *own, float *shared, float s[TILES][2][4])
+{
+    const uint8_t *first = page + tile_at(&a->k, kv_head, 0);
+    if (PARTS == 1) {
+        score_tiles<TILES>(a, first, own, s);
+        return;
+    }
+    constexpr uint32_t N = TILES / PARTS;
+    uint32_t tile = part_of<PARTS>() * N;
+    float mine[N][2][4];
+    score_tiles<N>(a, first + tile * (KV_TILE * a->k.row_bytes), own, mine);
+#pragma unroll
+    for (uint32_t i = 0; i < N * 8; i++) {
+        shared[(8 * tile + i) * WARP + lane_id()] = mine[i / 8][i / 4 % 2][i % 4];
+    }
+    __syncthreads();
+#pragma unroll
+    for (uint32_t i = 0; i < TILES * 8; i++) {
+        s[i / 8][i / 4 % 2][i % 4] = shared[i * WARP + lane_id()];
+    }
+}
+
+/* What a head of one side has in a page. */
+static __device__ __forceinline__ void ask(const struct page_side *side, const uint8_t *page,
+                                           uint32_t kv_head)
+{
+    const uint8_t *first = page + tile_at(side, kv_head, 0);
+    if (threadIdx.x == 0) {
+        ptx_ask(first, KV_PAGE_TOKENS * side->row_bytes);
     }
 }
 
@@ -225,14 +289,19 @@ static __device__ __forceinline__ void weigh_page(const struct attention_args *a
     }
 }
 
-/* One page: positions from .. to - 1 of it may be read. */
-template <uint32_t GROUPS>
-static __device__ __forceinline__ void
-add_page(const struct attention_args *a, const uint8_t *page, uint32_t kv_head, int64_t base,
-         int32_t from, int32_t to, const uint32_t *own, struct state<GROUPS> *w)
+/* One page: positions from .. to - 1 of it may be read. next: the page after it, or NULL. */
+template <uint32_t GROUPS, uint32_t PARTS>
+static __device__ __forceinline__ void add_page(const struct attention_args *a, const uint8_t *page,
+                                                const uint8_t *next, uint32_t kv_head, int64_t base,
+                                                int32_t from, int32_t to, const uint32_t *own,
+                                                float *scores, struct state<GROUPS> *w)
 {
     float s[TILES][2][4], fade[2];
-    score_page(a, page, kv_head, own, s);
+    ask(&a->v, page, kv_head);
+    score_page<PARTS>(a, page, kv_head, own, scores, s);
+    if (next) {
+        ask(&a->k, next, kv_head);
+    }
     weigh_page<GROUPS>(a, base, w, s, fade);
 #pragma unroll
     for (uint32_t i = 0; i < GROUPS * 8; i++) {
@@ -254,12 +323,12 @@ add_page(const struct attention_args *a, const uint8_t *page, uint32_t kv_head, 
         }
 #pragma unroll
         for (uint32_t j = 0; j < GROUPS; j++) {
-            uint32_t b[2][2];
-            if (16 * j >= a->v.dim) {
+            uint32_t b[2][2], group = part_of<PARTS>() * GROUPS + j;
+            if (16 * group >= a->v.dim) {
                 continue;
             }
-            value_fragments(&a->v, first + tile * (KV_TILE * a->v.row_bytes), j, from - at, to - at,
-                            b);
+            value_fragments(&a->v, first + tile * (KV_TILE * a->v.row_bytes), group, from - at,
+                            to - at, b);
 #pragma unroll
             for (uint32_t n = 0; n < 2; n++) {
                 ptx_mma_f16(w->acc[j][n], low, b[n]);
@@ -272,20 +341,22 @@ add_page(const struct attention_args *a, const uint8_t *page, uint32_t kv_head, 
 /* ---- the kernel ---- */
 
 /* Calls f(r, dim, index of the lane's value): the dims that a lane holds. */
-template <uint32_t GROUPS, class F>
+template <uint32_t GROUPS, uint32_t PARTS, class F>
 static __device__ __forceinline__ void each_value(uint32_t v_dim, const F &f)
 {
 #pragma unroll
     for (uint32_t i = 0; i < GROUPS * 8; i++) {
-        uint32_t dim = 16 * (i / 8) + 4 * (threadIdx.x % 4) + 2 * (i % 2) + i / 4 % 2;
+        uint32_t group = part_of<PARTS>() * GROUPS + i / 8;
+        uint32_t dim = 16 * group + 4 * (threadIdx.x % 4) + 2 * (i % 2) + i / 4 % 2;
         if (dim < v_dim) {
             f(i / 2 % 2, dim, i);
         }
     }
 }
 
-template <uint32_t GROUPS>
-static __global__ void __launch_bounds__(WARP, WARPS(GROUPS))
+/* PARTS warps, each with 16 GROUPS values of a head. */
+template <uint32_t GROUPS, uint32_t PARTS>
+static __global__ void __launch_bounds__(WARP *PARTS, WARPS(PARTS) / PARTS)
     tiles_kernel(const __grid_constant__ struct attention_args a, const struct task *tasks)
 {
     DYNAMIC_SHARED(uint32_t, shared);
@@ -293,9 +364,14 @@ static __global__ void __launch_bounds__(WARP, WARPS(GROUPS))
     uint32_t kv_head = blockIdx.y / a.n_chunks, chunk = blockIdx.y % a.n_chunks;
     uint32_t per = (a.group + a.n_chunks - 1) / a.n_chunks, begin = chunk * per;
     uint32_t n_heads = begin >= a.group ? 0 : a.group - begin < per ? a.group - begin : per;
-    uint32_t lane = threadIdx.x, n_steps = (a.k.dim + 15) / 16, head[2], row[2];
-    uint32_t *own = shared + 8 * lane;
-    float *total = (float *)(void *)(shared + n_steps * 8 * WARP) + lane;
+    uint32_t lane = lane_id(), part = part_of<PARTS>(), head[2], row[2];
+    uint32_t n_steps = (a.k.dim + 15) / 16, *own = shared + 8 * lane;
+    float *scores = (float *)(void *)(shared + n_steps * 8 * WARP);
+    float *totals = scores + (PARTS > 1 ? 2 * SCORES : 0) + part * (GROUPS * 8 * WARP) + lane;
+    float kept[TOTALS_SHARED(PARTS) ? 1 : GROUPS * 8];
+    auto total = [&](uint32_t i) -> float & {
+        return TOTALS_SHARED(PARTS) ? totals[i * WARP] : kept[TOTALS_SHARED(PARTS) ? 0 : i];
+    };
     const float *q[2];
     bool live[2];
     struct state<GROUPS> w;
@@ -321,7 +397,10 @@ static __global__ void __launch_bounds__(WARP, WARPS(GROUPS))
         w.hi[r] = at->end_pos;
         q[r] = live[r] ? a.q + (uint64_t)row[r] * a.q_stride + (uint64_t)head[r] * a.k.dim : NULL;
     }
-    put_queries(own, n_steps, a.k.dim, q);
+    put_queries<PARTS>(own, n_steps, a.k.dim, q);
+    if (PARTS > 1) {
+        __syncthreads();
+    }
     const uint32_t *pages = a.rows[task.row].pages;
     int64_t first = lo / KV_SPAN + (a.partials ? blockIdx.z : 0);
     int64_t end = a.partials && first < (hi + KV_SPAN - 1) / KV_SPAN ? first + 1
@@ -329,8 +408,8 @@ static __global__ void __launch_bounds__(WARP, WARPS(GROUPS))
                                                                      : (hi + KV_SPAN - 1) / KV_SPAN;
     float total_max[2] = { infinity_below(), infinity_below() }, total_sum[2] = { 0.0f, 0.0f };
     if (!a.partials) {
-        each_value<GROUPS>(a.v.dim,
-                           [&](uint32_t, uint32_t, uint32_t i) { total[i * WARP] = 0.0f; });
+        each_value<GROUPS, PARTS>(a.v.dim,
+                                  [&](uint32_t, uint32_t, uint32_t i) { total(i) = 0.0f; });
     }
     for (int64_t span = first; span < end; span++) {
         int64_t from = lo > span * KV_SPAN ? lo : span * KV_SPAN;
@@ -344,9 +423,13 @@ static __global__ void __launch_bounds__(WARP, WARPS(GROUPS))
         for (int64_t base = from / KV_PAGE_TOKENS * KV_PAGE_TOKENS; base < to;
              base += KV_PAGE_TOKENS) {
             const uint8_t *page = a.page_base + pages[base / KV_PAGE_TOKENS] * a.page_bytes;
-            int64_t n = to - base, skip = from - base;
-            add_page<GROUPS>(&a, page, kv_head, base, (int32_t)(skip > 0 ? skip : 0),
-                             (int32_t)(n < KV_PAGE_TOKENS ? n : KV_PAGE_TOKENS), own, &w);
+            int64_t n = to - base, skip = from - base, after = base + KV_PAGE_TOKENS;
+            const uint8_t *next = after < (a.partials ? to : hi)
+                                      ? a.page_base + pages[after / KV_PAGE_TOKENS] * a.page_bytes
+                                      : NULL;
+            add_page<GROUPS, PARTS>(&a, page, next, kv_head, base, (int32_t)(skip > 0 ? skip : 0),
+                                    (int32_t)(n < KV_PAGE_TOKENS ? n : KV_PAGE_TOKENS), own,
+                                    scores + base / KV_PAGE_TOKENS % 2 * SCORES, &w);
         }
         if (a.partials) {
             float *out[2];
@@ -359,12 +442,12 @@ static __global__ void __launch_bounds__(WARP, WARPS(GROUPS))
                                              (uint64_t)at) *
                                                 (2 + a.v.dim)
                              : NULL;
-                if (wanted && lane % 4 == 0) {
+                if (wanted && lane % 4 == 0 && part == 0) {
                     out[r][0] = w.max[r];
                     out[r][1] = w.sum[r];
                 }
             }
-            each_value<GROUPS>(a.v.dim, [&](uint32_t r, uint32_t dim, uint32_t i) {
+            each_value<GROUPS, PARTS>(a.v.dim, [&](uint32_t r, uint32_t dim, uint32_t i) {
                 if (out[r]) {
                     out[r][2 + dim] = w.acc[i / 8][i / 4 % 2][i % 4];
                 }
@@ -378,18 +461,18 @@ static __global__ void __launch_bounds__(WARP, WARPS(GROUPS))
             total_sum[r] = total_sum[r] * keep[r] + w.sum[r] * take[r];
             total_max[r] = w.max[r] > total_max[r] ? w.max[r] : total_max[r];
         }
-        each_value<GROUPS>(a.v.dim, [&](uint32_t r, uint32_t, uint32_t i) {
-            float *at = &total[i * WARP];
+        each_value<GROUPS, PARTS>(a.v.dim, [&](uint32_t r, uint32_t, uint32_t i) {
+            float *at = &total(i);
             *at = *at * keep[r] + w.acc[i / 8][i / 4 % 2][i % 4] * take[r];
         });
     }
     if (a.partials) {
         return;
     }
-    each_value<GROUPS>(a.v.dim, [&](uint32_t r, uint32_t dim, uint32_t i) {
+    each_value<GROUPS, PARTS>(a.v.dim, [&](uint32_t r, uint32_t dim, uint32_t i) {
         if (live[r]) {
             a.o[(uint64_t)row[r] * a.o_stride + (uint64_t)head[r] * a.v.dim + dim] = finish(
-                &a, head[r], total_max[r], total_sum[r], total[i * WARP]);
+                &a, head[r], total_max[r], total_sum[r], total(i));
         }
     });
 }
@@ -401,7 +484,7 @@ bool attention_tiles_fit(const struct attention_args *a)
     const struct page_side *const sides[2] = { &a->k, &a->v };
     for (const struct page_side *s : sides) {
         if ((s->type != DTYPE_F16 && s->type != DTYPE_Q8_0 && s->type != DTYPE_Q4_0) ||
-            s->dim > DIM_MAX || s->dim % 2) {
+            s->dim > (s == &a->k ? K_MAX : V_MAX) || s->dim % 2) {
             return false;
         }
     }
@@ -432,13 +515,15 @@ static const struct task *stage_tasks(struct cuda_backend *c, const struct kv_ro
     return staged;
 }
 
-template <uint32_t GROUPS>
+template <uint32_t GROUPS, uint32_t PARTS>
 static void launch(const struct attention_args *a, const struct task *tasks, dim3 grid,
                    CUDA_STREAM stream)
 {
-    uint32_t steps = (a->k.dim + 15) / 16, kept = a->partials ? 0 : GROUPS;
-    LAUNCH(tiles_kernel<GROUPS>, grid, WARP, (steps + kept) * (8 * WARP * sizeof(float)), stream,
-           *a, tasks);
+    uint32_t floats = (a->k.dim + 15) / 16 * (8 * WARP) + (PARTS > 1 ? 2 * SCORES : 0);
+    floats += a->partials || !TOTALS_SHARED(PARTS) ? 0 : PARTS * GROUPS * (8 * WARP);
+    static_assert((K_MAX / 16 * 8 * WARP + 2 * SCORES) * sizeof(float) <= 48 << 10, "unasked");
+    LAUNCH((tiles_kernel<GROUPS, PARTS>), grid, WARP * PARTS, floats * sizeof(float), stream, *a,
+           tasks);
 }
 
 int attention_tiles(struct cuda_backend *c, struct attention_args *a, const struct kv_row *rows,
@@ -453,12 +538,14 @@ int attention_tiles(struct cuda_backend *c, struct attention_args *a, const stru
     }
     /* Rows of a warp may begin in different spans: one more than a row has. */
     dim3 grid(n_tasks, a->n_heads / a->group * a->n_chunks, split ? a->n_spans + 1 : 1);
-    if (a->v.dim <= 64) {
-        launch<4>(a, tasks, grid, c->stream);
-    } else if (a->v.dim <= 128) {
-        launch<8>(a, tasks, grid, c->stream);
+    if (a->k.dim > K_SMALL || a->v.dim > 256) {
+        launch<8, 4>(a, tasks, grid, c->stream);
+    } else if (a->v.dim > 128) {
+        launch<8, 2>(a, tasks, grid, c->stream);
+    } else if (a->v.dim > 64) {
+        launch<8, 1>(a, tasks, grid, c->stream);
     } else {
-        launch<16>(a, tasks, grid, c->stream);
+        launch<4, 1>(a, tasks, grid, c->stream);
     }
     return 0;
 }

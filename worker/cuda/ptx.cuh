@@ -96,6 +96,17 @@ static __device__ __forceinline__ void ptx_aligned(const void *, uint32_t)
 {
 }
 
+/* These bytes of global memory will be wanted: to L2. Both multiples of 16. One thread asks for all; before sm_90 nothing is asked. */
+static __device__ __forceinline__ void ptx_ask(const void *p, uint32_t n_bytes)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(n_bytes));
+#else
+    (void)p;
+    (void)n_bytes;
+#endif
+}
+
 /* 4 and 2 aligned bytes through the read-only cache. */
 static __device__ __forceinline__ uint32_t ptx_load32(const void *p)
 {
@@ -146,6 +157,17 @@ static __device__ __forceinline__ uint32_t ptx_bf16x2(float low, float high)
 static inline void ptx_aligned(const void *p, uint32_t alignment)
 {
     emulate_aligned(p, alignment);
+}
+
+/* So that what must not be touched is seen. */
+static inline void ptx_ask(const void *p, uint32_t n_bytes)
+{
+    const volatile uint8_t *bytes = (const volatile uint8_t *)p;
+    emulate_aligned(p, 16);
+    emulate_aligned((const void *)(uintptr_t)n_bytes, 16);
+    for (uint32_t i = 0; i < n_bytes; i += 16) {
+        (void)bytes[i];
+    }
 }
 
 static inline uint32_t ptx_prmt(uint32_t x, uint32_t y, uint32_t s)

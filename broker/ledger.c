@@ -62,7 +62,8 @@ static void add_models(struct broker *b)
         struct stat st;
         if (m->segment) {
             uint64_t bytes = m->segment_bytes ? m->segment_bytes : m->file.size_bytes;
-            add("weights", bytes, bytes, "%s, %s", m->file.name, model_state_name(m->state));
+            add("weights", bytes, bytes, "%s, %s%s", m->file.name, model_state_name(m->state),
+                keeps_held(b, m->segment) ? ", mapped for a device" : "");
         }
         if (models_spilled(m)) { /* its worker's row has them, too */
             add("spilled", models_spilled(m), models_spilled(m),

@@ -31,6 +31,8 @@ struct rig {
     uint32_t n_creates, n_drops;
     enum err_code spawn_error; /* births fail with it */
     uint64_t mem_available, weights_bytes, spilled_bytes;
+    bool keeps; /* the worker's Hello: it keeps weights, this segment among them (0: none) */
+    uint64_t kept;
 };
 
 static struct rig *rig_now; /* for the memory hook, which has no argument */
@@ -219,6 +221,10 @@ static inline void rig_worker_hello(struct rig *r)
     hello.child = child;
     hello.has_architectures = true;
     hello.architectures = message_str("llama qwen2moe ");
+    hello.has_keeps = true;
+    hello.keeps = r->keeps;
+    hello.kept = &r->kept;
+    hello.n_kept = r->kept != 0;
     assert_true(workers_on_hello(r->b, &peer, &hello));
 }
 

@@ -4,12 +4,16 @@
  * recurrent states, half a minute more. */
 #include "tests/worker/house.h"
 
+#include "worker/plan.h"
+#include "worker/serve_parts.h"
+
 #define N_REQUESTS 8
 #define N_PROMPT   5
 #define N_TOKENS   12
 
 static struct house house;
 static uint32_t child;
+static uint64_t budget; /* of device memory; 0: all */
 static const char *model = HEARTH_FIXTURES "/hearth-tiny.gguf";
 
 static void leave(void)
@@ -22,7 +26,7 @@ static void leave(void)
 static void come(int ahead)
 {
     struct err err;
-    const struct backend_options options = { .n_threads = 1 };
+    const struct backend_options options = { .n_threads = 1, .budget_bytes = budget };
     uint32_t n_hello = house.n_hello;
     setenv("HEARTH_AHEAD", ahead ? "1" : "0", 1);
     house.backend = backend_open("cuda", &options, &err);
@@ -30,6 +34,7 @@ static void come(int ahead)
     house_start_worker(&house, ++child);
     HOUSE_UNTIL(&house, house.n_hello == n_hello + 1);
     house_bind(&house, 6, 0);
+    assert_int_equal(house.serve->resident[0].spill.slot_bytes > 0, budget > 0);
 }
 
 /* Requests of every kind. What is not NULL is a stop string. */
@@ -161,6 +166,36 @@ static void in_a_crowd_and_over_a_death_they_are_the_same(void **state)
     leave();
 }
 
+/* The most with which weights of this model are streamed. */
+static uint64_t too_little(void)
+{
+    struct err err;
+    struct plan plan;
+    const struct backend_options options = { .n_threads = 1 };
+    const struct plan_question q = { .ctx_len = 512,
+                                     .k_type = DTYPE_F16,
+                                     .v_type = DTYPE_F16,
+                                     .n_sequences = 6,
+                                     .state_bytes_max = 1ull << 30 };
+    struct backend *b = backend_open("cuda", &options, &err);
+    assert_non_null(b);
+    assert_ok(plan_compute(&house.weights, b, &q, &plan, &err), err);
+    for (b->budget_bytes = plan.total_bytes; plan.streamed_bytes == 0; b->budget_bytes -= 100000) {
+        assert_ok(plan_compute(&house.weights, b, &q, &plan, &err), err);
+    }
+    uint64_t found = b->budget_bytes;
+    backend_close(&b);
+    return found;
+}
+
+/* With weights that come over the bus in every step: the next step's first are on their way when it is handed over. */
+static void with_streamed_weights_they_are_the_same(void **state)
+{
+    budget = too_little();
+    in_a_crowd_and_over_a_death_they_are_the_same(state);
+    budget = 0;
+}
+
 static int open_house(void **state)
 {
     (void)state;
@@ -184,6 +219,7 @@ int main(void)
         cmocka_unit_test(the_host_says_what_is_right),
         cmocka_unit_test(alone_they_are_the_same),
         cmocka_unit_test(in_a_crowd_and_over_a_death_they_are_the_same),
+        cmocka_unit_test(with_streamed_weights_they_are_the_same),
     };
     int failed = cmocka_run_group_tests(tests, open_house, close_house);
     if (getenv("HEARTH_LONG") &&

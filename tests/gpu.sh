@@ -11,7 +11,7 @@
 # DIR/gpu.log, the table in DIR/gpu.tsv. Exit status: number of steps that failed.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
-build=$root/build-gpu models='' arch='' device=cuda:0 sanitizer=yes timing=yes emulated='' budget='' kv=f16 libraries='' system=yes failed=0
+build=$root/build-gpu models='' arch='' device=cuda:0 sanitizer=yes timing=yes emulated='' budget='' kv=f16 libraries='' system=yes least=1024 failed=0
 bench='synth:llama:1b:Q8_0 synth:llama:8b:Q8_0 synth:gemma3:27b:Q8_0 synth:qwen2:32b:Q8_0 synth:llama:70b:IQ3_M synth:qwen3moe:30b-a3b:Q8_0'
 
 while [ $# -gt 0 ]; do
@@ -90,12 +90,13 @@ model_case() {
     done
 }
 
-# One model, loaded once: prefill of 512 and 4096, decode after nothing, 8k and 32k, batches of 2 to 16. Without the deepest
-# where it has no room; a model that the plan refuses is skipped with the plan's words.
+# One model, loaded once: prefill of 512 and 4096, decode after nothing, 8k and 32k, batches of 2 to 16. Where there is no room for
+# all of it each case is loaded apart, with the weights streamed that it lacks room for. Without the deepest where that is
+# too much; a model that the plan refuses is skipped with the plan's words.
 bench_model() {
     with=${budget:+--vram-budget $budget}
     # shellcheck disable=SC2086
-    if ! "$bin/hearth-plan" "$1" --device "$device" $with --seqs 1 --ctx 1024 --kv "$kv" --state-budget 1T >"$build/plan.txt" 2>&1; then
+    if ! "$bin/hearth-plan" "$1" --device "$device" $with --seqs 1 --ctx "$least" --kv "$kv" --state-budget 1T >"$build/plan.txt" 2>&1; then
         say "skip $1: $(tail -1 "$build/plan.txt")"
         return 0
     fi
@@ -111,6 +112,27 @@ bench_model() {
     return 1
 }
 
+# The most device memory with which some of a model's weights are streamed, for the emulated device.
+streams_below() {
+    room=$("$bin/hearth-plan" "$1" --device "$device" --seqs 1 --ctx "$least" --kv "$kv" --json | sed 's/.*"total_bytes"://; s/,.*//')
+    tries=0
+    while [ $((tries += 1)) -lt 300 ]; do
+        "$bin/hearth-plan" "$1" --device "$device" --seqs 1 --ctx "$least" --kv "$kv" --vram-budget "$room" --json 2>/dev/null |
+            grep -q '"streamed_bytes":[1-9]' && break
+        room=$((room - 100000))
+    done
+    printf '%s' "$room"
+}
+
+# The same cases of a model that does not fit: none may be skipped.
+bench_streamed() {
+    budget=$(streams_below "$1")
+    bench_model "$1"
+    rc=$?
+    budget=''
+    [ $rc -eq 0 ] && grep -q '"streamed_bytes":[1-9]' "$build/bench.jsonl"
+}
+
 # The measured lines beside the ceilings, as a table.
 table() {
     awk -F'\t' -v OFS='\t' '
@@ -123,13 +145,13 @@ table() {
         }
         function share(value, of) { return of > 0 ? sprintf("%.3f", value / of) : "-" }
         NR == FNR { ceiling[$1] = $2; next }
-        FNR == 1 { print "model", "prompt", "depth", "batch", "prefill t/s", "of GEMM", "decode t/s", "GB/s", "of copy", "of read", "upload GB/s", "register GB/s", "swap GB/s", "of up" }
+        FNR == 1 { print "model", "prompt", "depth", "batch", "prefill t/s", "of GEMM", "decode t/s", "GB/s", "of copy", "of read", "upload GB/s", "register GB/s", "swap GB/s", "of up", "streamed GB" }
         { gemm = ceiling["bf16"] ? ceiling["bf16"] : ceiling["int8"]
           model = $0; sub(/^{"model":"/, "", model); sub(/".*/, "", model)
           print model, field("n_prompt"), field("depth"), field("parallel"),
               field("prefill_tps"), share(field("prefill_tps") * field("flops_per_token") / 1e12, gemm),
               field("decode_tps"), field("bandwidth_gbs"), share(field("bandwidth_gbs"), ceiling["copy"]), share(field("bandwidth_gbs"), ceiling["read"]),
-              field("upload_gbs"), field("register_gbs"), field("swap_gbs"), share(field("swap_gbs"), ceiling["up"]) }' "$build/ceilings.tsv" "$build/bench-all.jsonl"
+              field("upload_gbs"), field("register_gbs"), field("swap_gbs"), share(field("swap_gbs"), ceiling["up"]), field("streamed_bytes") / 1e9 }' "$build/ceilings.tsv" "$build/bench-all.jsonl"
 }
 
 # ---- the whole system ----
@@ -198,7 +220,7 @@ log=$build/gpu.log
 : >"$log"
 : >"$build/bench-all.jsonl"
 if [ -n "$emulated" ]; then
-    bin=$emulated/tests/emulated ops=$emulated/tests/test_cuda_gpu_ops size=small repeats=1
+    bin=$emulated/tests/emulated ops=$emulated/tests/test_cuda_gpu_ops size=small repeats=1 least=64
     first='-p 20 -n 2' shallow='--also 8,0,2,2' deep='--also 1,40,2,1'
     [ "${bench#*1b}" = "$bench" ] || bench='synth:llama:tiny:Q8_0'
     cuda=OFF arch=none target='--target proto_wire' service=$build/service kills=2 campaigns=10_start.py:10
@@ -244,6 +266,7 @@ if [ "$timing" = yes ]; then
     step "prefill beside cuBLAS" sh -c "\"\$1\" \$2 $size >\"\$3\"; rc=\$?; cat \"\$3\"; exit \$rc" - "$bin/gpu-prefill" "$device" "$build/prefill.tsv"
     for model in $bench; do
         step "bench $model" bench_model "$model"
+        [ -z "$emulated" ] || [ -n "$budget" ] || step "bench $model, streamed" bench_streamed "$model"
     done
     table >"$build/gpu.tsv"
     cat "$build/ceilings.tsv" "$build/prefill.tsv" "$build/gpu.tsv" | tee -a "$log"

@@ -199,6 +199,10 @@ static void on_answer(struct broker *b, struct keeper_event *e)
         watch_on_weights(b, e->subject, e->other, fd, &err);
         fd = -1;
         break;
+    case KEEPER_TAKE_UPLOADED:
+        models_on_uploaded(b, e->subject, e->other, fd);
+        fd = -1;
+        break;
     case KEEPER_TAKE_BULK:
         evals_on_bulk(b, e->subject, fd, &err);
         fd = -1;

@@ -16,6 +16,8 @@
 #define CONFIG_PATH_BYTES  4096 /* PATH_MAX */
 #define CONFIG_USERS_MAX   64   /* [user NAME] sections */
 #define CONFIG_WORD_BYTES  64   /* device, KV type, address */
+#define CONFIG_WINDOW_AUTO 0ull /* weights by a window where the whole file finds no room */
+#define CONFIG_WINDOW_OFF  UINT64_MAX
 
 /* What an alias says beyond the file it names. The `has` bits tell which sampling fields were given. */
 struct config_sampling {
@@ -87,6 +89,7 @@ struct config {
     uint32_t threads;               /* 0: the worker's own choice */
     uint64_t ram_budget;            /* bytes; 0 until config_defaults */
     uint64_t vram_budget;           /* bytes; 0: all */
+    uint64_t load_window;           /* bytes, CONFIG_WINDOW_AUTO or CONFIG_WINDOW_OFF */
     char source[CONFIG_WORD_BYTES]; /* "uring", "pread", "mmap"; empty: the loader's own choice */
     char default_model[LIMIT_MODEL_NAME_BYTES];
     uint32_t ctx; /* 0: the model's own, up to what fits */

@@ -56,6 +56,7 @@ static const struct config_key hearth_keys[] = {
     { "threads", config_u32, AT(threads), .max = 1024 },
     { "ram_budget", config_bytes, AT(ram_budget) },
     { "vram_budget", config_bytes, AT(vram_budget) },
+    { "load_window", config_window, AT(load_window) },
     { "source", config_word, AT(source), .words = "uring, pread, mmap" },
     TEXT("default_model", default_model),
     { "ctx", config_u32, AT(ctx), .max = LIMIT_CTX_TOKENS },
@@ -259,11 +260,9 @@ int config_set(struct config *c, const char *section, const char *key, const cha
 const char *config_key_of_flag(const char *flag, size_t len)
 {
     static const char *const keys[] = {
-        "models",        "device",    "threads",      "ram_budget",
-        "vram_budget",   "state_dir", "state_budget", "http",
-        "source",        "ctx",       "kv",           "default_model",
-        "sequences",     "journal",   "keep",         "min_residency",
-        "swap_wait_max",
+        "models",        "device",       "threads", "ram_budget", "vram_budget",   "load_window",
+        "state_dir",     "state_budget", "http",    "source",     "ctx",           "kv",
+        "default_model", "sequences",    "journal", "keep",       "min_residency", "swap_wait_max",
     };
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         size_t n = 0;

@@ -78,6 +78,17 @@ int config_bytes(const struct config_key *key, void *to, const char *value, stru
     return 0;
 }
 
+int config_window(const struct config_key *key, void *to, const char *value, struct err *err)
+{
+    const struct config_key some = { .min = 1 };
+    (void)key;
+    if (strcmp(value, "auto") == 0 || strcmp(value, "off") == 0) {
+        *(uint64_t *)to = value[0] == 'a' ? CONFIG_WINDOW_AUTO : CONFIG_WINDOW_OFF;
+        return 0;
+    }
+    return config_bytes(&some, to, value, err);
+}
+
 int config_text(const struct config_key *key, void *to, const char *value, struct err *err)
 {
     if (strlen(value) >= (size_t)key->max) {

@@ -24,7 +24,9 @@ int config_whole(const struct config_key *, void *, const char *,
 int config_float(const struct config_key *, void *, const char *, struct err *); /* float */
 int config_bool(const struct config_key *, void *, const char *, struct err *);  /* bool */
 int config_bytes(const struct config_key *, void *, const char *, struct err *); /* uint64_t: 24G */
-int config_text(const struct config_key *, void *, const char *, struct err *);  /* char[max] */
+int config_window(const struct config_key *, void *, const char *,
+                  struct err *); /* uint64_t: a size, CONFIG_WINDOW_AUTO, CONFIG_WINDOW_OFF */
+int config_text(const struct config_key *, void *, const char *, struct err *); /* char[max] */
 int config_word(const struct config_key *, void *, const char *,
                 struct err *); /* char[CONFIG_WORD_BYTES] */
 int config_path(const struct config_key *, void *, const char *,

@@ -25,7 +25,8 @@ enum keeper_what {
     KEEPER_CREATE_STATE,
     KEEPER_TAKE_STATE, /* subject: the model's number, other: segment; for the watch */
     KEEPER_TAKE_WATERMARK,
-    KEEPER_CREATE_BULK, /* subject: the evaluation's number */
+    KEEPER_TAKE_UPLOADED, /* subject: the model's number, other: segment */
+    KEEPER_CREATE_BULK,   /* subject: the evaluation's number */
     KEEPER_TAKE_BULK,
     KEEPER_TAKE_RESULT,
     KEEPER_GRANT,          /* subject: segment, other: child */

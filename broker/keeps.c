@@ -163,7 +163,7 @@ void keeps_act(struct broker *b)
 {
     for (uint32_t i = 0; i < b->models.n && !b->stopping; i++) {
         const struct model *m = b->models.list[i];
-        if (m->state == MODEL_WARM && m->bind == BIND_NONE && !m->unload) {
+        if (m->state == MODEL_WARM && m->bind == BIND_NONE && !m->unload && !m->window.on) {
             hint(b, m);
         }
     }

@@ -61,9 +61,11 @@ static void add_models(struct broker *b)
         const struct model *m = b->models.list[i];
         struct stat st;
         if (m->segment) {
-            uint64_t bytes = m->segment_bytes ? m->segment_bytes : m->file.size_bytes;
+            uint64_t bytes = models_ram_bytes(m);
             add("weights", bytes, bytes, "%s, %s%s", m->file.name, model_state_name(m->state),
-                keeps_held(b, m->segment) ? ", mapped for a device" : "");
+                !m->window.on ? keeps_held(b, m->segment) ? ", mapped for a device" : ""
+                : m->state == MODEL_LOADING ? ", by a window"
+                                            : ", on the device alone");
         }
         if (models_spilled(m)) { /* its worker's row has them, too */
             add("spilled", models_spilled(m), models_spilled(m),

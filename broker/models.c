@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "broker/broker.h"
 #include "broker/models_parts.h"
@@ -286,7 +287,7 @@ uint64_t models_used(const struct models *t)
     for (uint32_t i = 0; i < t->n; i++) {
         const struct model *m = t->list[i];
         if (m->segment) {
-            used += m->segment_bytes ? m->segment_bytes : m->file.size_bytes;
+            used += models_ram_bytes(m);
         }
         used += (m->state_segment ? m->state_bytes : 0) + models_spilled(m);
     }
@@ -388,8 +389,7 @@ uint64_t models_available(const struct models *t)
     return t->mem_available ? t->mem_available() : mem_available();
 }
 
-/* Weights leave RAM: the text service goes with them. */
-static void forget_weights(struct broker *b, struct model *m, const char *why)
+void models_forget(struct broker *b, struct model *m, bool again, const char *why)
 {
     models_kill(b, m->text.child, SIGTERM);
     if (m->text.ready || m->text.child) {
@@ -399,14 +399,21 @@ static void forget_weights(struct broker *b, struct model *m, const char *why)
     m->text.failed = (struct err){ 0 };
     m->text.tries = 0;
     models_drop(b, &m->segment);
-    models_drop(b, &m->state_segment);
-    m->state_made = false;
+    window_clear(b, m);
+    if (!again) {
+        models_drop(b, &m->state_segment);
+        m->state_made = false;
+    }
     m->segment_bytes = 0;
     m->header = false;
     m->unload = false;
     m->bind = BIND_NONE;
     m->worker = 0;
-    swap_left(m);
+    if (again) {
+        swap_interrupted(m);
+    } else {
+        swap_left(m);
+    }
     models_move(m, MODEL_COLD, why);
 }
 
@@ -418,7 +425,7 @@ void models_evict(struct broker *b, struct model *m, bool for_room, const char *
         m->unload = true;
         models_move(m, MODEL_DRAINING, why);
     } else if (m->state == MODEL_WARM && m->bind == BIND_NONE && !keeps_held(b, m->segment)) {
-        forget_weights(b, m, why);
+        models_forget(b, m, false, why);
     } else if (m->state == MODEL_WARM) {
         m->unload =
             true; /* a bind is on its way, and drains when it is there; or a worker lets go first */
@@ -462,6 +469,7 @@ static void wish(struct broker *b, struct model *m)
         }
     }
     m->want_warm |= m->want_resident;
+    m->want_resident |= m->want_warm && m->window.on; /* there is no other way to have it */
     if (texts && m->n_waiting == 0) {
         m->n_waiting = texts;
         m->oldest_ms = m->oldest_ms ? m->oldest_ms : b->now_ms;
@@ -471,12 +479,23 @@ static void wish(struct broker *b, struct model *m)
     }
 }
 
+/* State pages of a load that was to begin again at once. */
+static void drop_kept_state(struct broker *b, struct model *m)
+{
+    models_drop(b, &m->state_segment);
+    m->state_made = false;
+}
+
 static void act_cold(struct broker *b, struct model *m)
 {
     struct err err = { 0 };
     m->unload = false;
-    if (!m->want_warm || b->stopping || m->loader_spawning || m->loader) {
+    if (m->loader_spawning || m->loader) {
         return; /* a loader of the last attempt must be reaped first */
+    }
+    if (!m->want_warm || b->stopping) {
+        drop_kept_state(b, m);
+        return;
     }
     if (b->now_ms < m->next_load_ms) {
         broker_alarm(b, m->next_load_ms);
@@ -499,6 +518,9 @@ static void act_cold(struct broker *b, struct model *m)
     }
     m->file = now;
     int room = swap_load_room(b, m, &err);
+    if (room <= 0) {
+        drop_kept_state(b, m); /* what waits holds no memory */
+    }
     if (room < 0) {
         m->error = err;
         log_error("%s", err.text);
@@ -536,7 +558,11 @@ static void act_bind(struct broker *b, struct model *m)
     if (m->bind == BIND_NONE && m->want_resident && !m->unload && swap_bind_room(b, m)) {
         m->worker = w->child;
         workers_grant(b, w, m->segment, false, false);
-        if (workers_granted(w, m->segment)) {
+        if (m->window.on) {
+            workers_grant(b, w, m->window.segment, true, false);
+        }
+        if (workers_granted(w, m->segment) &&
+            (!m->window.on || workers_granted(w, m->window.segment))) {
             models_say_bind(b, m, w);
         }
     } else if (m->bind == BIND_NEEDS && m->state_made && workers_granted(w, m->state_segment)) {
@@ -594,7 +620,7 @@ static void act_draining(struct broker *b, struct model *m)
         models_move(m, MODEL_WARM, "its state makes room, its weights stay");
         broker_alarm(b, b->now_ms);
     } else if (m->bind == BIND_NONE && keeps_let_go(b, m->segment)) {
-        forget_weights(b, m, "nobody uses it any more");
+        models_forget(b, m, false, "nobody uses it any more");
         broker_alarm(b, b->now_ms);
     }
 }
@@ -621,6 +647,9 @@ static void act_one(struct broker *b, struct model *m)
         }
     }
     act_orphan(b, m);
+    if (window_act(b, m)) {
+        return;
+    }
     switch (m->state) {
     case MODEL_COLD:
         act_cold(b, m);
@@ -636,7 +665,7 @@ static void act_one(struct broker *b, struct model *m)
     case MODEL_WARM:
         if (m->unload && m->bind == BIND_NONE) {
             if (keeps_let_go(b, m->segment)) {
-                forget_weights(b, m, "it is unloaded");
+                models_forget(b, m, false, "it is unloaded");
                 broker_alarm(b, b->now_ms);
             }
             return;
@@ -686,6 +715,9 @@ void models_act(struct broker *b)
 void models_clear(struct models *t)
 {
     for (uint32_t i = 0; i < t->n; i++) {
+        if (t->list[i]->window.fd > 0) {
+            close(t->list[i]->window.fd);
+        }
         free(t->list[i]);
     }
     t->n = t->n_asks = 0;

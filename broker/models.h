@@ -33,6 +33,8 @@ struct post_to;
 #define MODELS_BIND_DEATHS_MAX 2  /* workers that died by a fault while they bound it */
 #define MODELS_TEXT_TRIES      2  /* text services that ended by an error before they served */
 #define MODELS_ASKS_MAX        64 /* questions to load that wait */
+#define WINDOW_BYTES           (1ull << 30)  /* of weights, or a quarter of what RAM there is */
+#define WINDOW_MANIFEST        (64ull << 20) /* at most, as long as the loader has not said it */
 #define MODELS_FINGERPRINT     72 /* bytes of a state's fingerprint, with its NUL; fits a tag */
 
 enum model_state {
@@ -65,6 +67,15 @@ struct model_info {
     char arch[64], pooling[16];
     char golden
         [48]; /* what the device answered when the model first ran (WorkerBound); empty: not asked */
+};
+
+/* Its weights pass through a window of RAM to a device with memory of its own (models_window.c). */
+struct model_window {
+    bool on;
+    uint64_t bytes; /* of weights that may be in RAM at once: asked for, then as the loader says */
+    uint64_t kept;  /* of the segment, that stay there; 0: not known yet */
+    uint64_t segment; /* the worker's word (proto/uploaded.h); 0: none */
+    int fd;           /* of that segment; 0: none */
 };
 
 /* Its text service. */
@@ -113,6 +124,7 @@ struct model {
     uint32_t load_tries, load_kills, loader_restarts;
     struct err load_noted;
 
+    struct model_window window;
     struct model_check check;
     struct model_text text;
 
@@ -220,6 +232,27 @@ void models_worker_has(struct broker *b, uint32_t child, uint64_t number);
 
 /* Everything that waits for this model fails. */
 void models_fail_waiting(struct broker *b, struct model *m, const struct err *why);
+
+/* Bytes of RAM that its weights take, or will. */
+uint64_t models_ram_bytes(const struct model *m);
+
+/* Whether weights can, or shall, be loaded by a window. */
+enum window_may {
+    WINDOW_NO,
+    WINDOW_UNKNOWN /* no worker has said Hello */,
+    WINDOW_MAY,
+    WINDOW_MUST
+};
+enum window_may window_may(const struct broker *b);
+
+/* m is to be loaded by one: decides how large it is. */
+void window_choose(struct broker *b, struct model *m);
+
+/* Its loader waits for the worker; *uploaded: bytes that this one has taken. */
+bool window_awaits_worker(const struct model *m, uint64_t *uploaded);
+
+/* The keeper gave the word's segment: fd (taken; -1: none). */
+void models_on_uploaded(struct broker *b, uint64_t number, uint64_t segment, int fd);
 
 /* Bytes of RAM that models take. */
 uint64_t models_used(const struct models *m);

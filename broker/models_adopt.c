@@ -49,6 +49,14 @@ void models_adopt_segment(struct broker *b, uint64_t segment, uint64_t bytes, co
             return;
         }
     }
+    used = 0;
+    if (sscanf(tag, "window %" SCNx64 " %n", &number, &used) == 1 && used) {
+        m = model_of_tag(b, number, tag + used);
+        if (m && !m->window.segment) {
+            m->window = (struct model_window){ .on = true, .segment = segment };
+            return;
+        }
+    }
     log_info("segment %" PRIu64 " (%s) is nobody's any more", segment, tag);
     models_drop(b, &segment);
 }
@@ -80,6 +88,7 @@ void models_adopted(struct broker *b)
 {
     for (uint32_t i = 0; i < b->models.n; i++) {
         struct model *m = b->models.list[i];
+        window_adopted(b, m);
         m->swap.in_turn = m->segment && m->state_segment; /* else the room is not its own yet */
         if (m->segment && m->adopting) {
             models_move(m, MODEL_LOADING, "the last broker began it");

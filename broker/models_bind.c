@@ -69,6 +69,8 @@ void models_say_bind(struct broker *b, struct model *m, struct worker *w)
         bind.has_golden = m->info.golden[0] != 0;
         bind.golden = message_str(m->info.golden);
     }
+    bind.has_uploaded = m->window.segment != 0;
+    bind.uploaded = m->window.segment;
     if (post_tell(b, &w->peer, HEARTH__ENVELOPE__BODY_WORKER_BIND, &bind) == 0) {
         m->bind = BIND_ASKED;
         m->bind_segment = m->segment;

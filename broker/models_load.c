@@ -33,6 +33,9 @@ static const char *layout_wanted(const struct broker *b)
 void models_start_load(struct broker *b, struct model *m)
 {
     char number[32];
+    if (m->window.on) {
+        window_begin(b, m);
+    }
     struct channel_msg create = { .op = CHANNEL_CREATE, .segment = broker_segment(b) };
     snprintf(create.tag, sizeof create.tag, "weights %016" PRIx64 " %.64s", m->number,
              m->file.name);
@@ -53,10 +56,17 @@ void models_start_load(struct broker *b, struct model *m)
         add_arg(&spawn, "--lora");
         add_arg(&spawn, m->lora);
     }
+    if (m->window.on) {
+        spawn.n_grants = 2;
+        spawn.grants[1].segment = m->window.segment;
+        add_arg(&spawn, "--window");
+        snprintf(number, sizeof number, "%" PRIu64, m->window.bytes);
+        add_arg(&spawn, number);
+    }
     add_arg(&spawn, "--layout");
-    add_arg(&spawn, layout_wanted(b));
+    add_arg(&spawn, m->window.on ? "file" : layout_wanted(b));
     add_arg(&spawn, "--ram-budget");
-    uint64_t used = models_used(&b->models) - m->file.size_bytes; /* its own is not there yet */
+    uint64_t used = models_used(&b->models) - models_ram_bytes(m); /* its own is not there yet */
     snprintf(number, sizeof number, "%" PRIu64, lend_budget(b) > used ? lend_budget(b) - used : 0);
     add_arg(&spawn, number);
     broker_random(spawn.token, sizeof spawn.token);
@@ -71,6 +81,7 @@ void models_start_load(struct broker *b, struct model *m)
 static void load_failed(struct broker *b, struct model *m, const struct err *why, bool final)
 {
     models_drop(b, &m->segment);
+    window_clear(b, m);
     models_drop(b, &m->state_segment); /* nobody counts the room of a model that is cold */
     m->segment_bytes = 0;
     m->header = m->adopting = m->state_made = false;
@@ -189,6 +200,9 @@ void models_on_weights(struct broker *b, uint64_t number, uint64_t segment, int 
             m->digest = header.digest;
             m->segment_bytes = header.segment_bytes;
             m->header = true;
+            m->window.on |= header.window != 0;
+            m->window.bytes = m->window.on ? header.window : 0;
+            m->window.kept = m->window.kept ? m->window.kept : header.data_off;
         }
         if (m->adopting) {
             m->adopting = false;
@@ -260,6 +274,7 @@ static void head_accepted(struct broker *b, struct model *m, uint64_t segment_by
     const char *arch = strstr(text, "arch=");
     m->segment_bytes = segment_bytes;
     m->header = true;
+    window_on_header(m, text);
     if (arch && arch[5] && m->want_resident && !workers_compute(&b->workers, arch + 5)) {
         struct err why;
         err_set(&why, ERR_UNSUPPORTED, "%s: architecture %s is not known", m->file.path, arch + 5);
@@ -328,7 +343,7 @@ static void loader_died(struct broker *b, struct model *m, int status)
     models_status_text(status, how, sizeof how);
     m->loader = 0;
     if (m->state != MODEL_LOADING) {
-        if (status != 0) {
+        if (status != 0 && m->state != MODEL_COLD) {
             log_warn("loader of %s: %s after its work was done", m->file.name, how);
         }
         return;

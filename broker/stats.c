@@ -150,6 +150,8 @@ static void add_models(struct broker *b, Hearth__Status *s, bool all)
         info->error = message_str(m->error.text);
         info->has_n_requests = true;
         info->n_requests = m->n_waiting + m->n_running;
+        info->has_window_bytes = m->window.on && m->segment;
+        info->window_bytes = m->window.bytes;
         struct watch_loading loading;
         info->has_loading_bytes = info->has_loading_of = info->has_loading_rate =
             m->state == MODEL_LOADING && watch_loading(b, m, &loading);

@@ -7,17 +7,18 @@
 
 static uint64_t weights_bytes(const struct model *m)
 {
-    return m->segment_bytes ? m->segment_bytes : m->file.size_bytes;
+    return models_ram_bytes(m);
 }
 
 /* State that a model will want: what it took the last time, else half its weights, less where the budget is small. */
 static uint64_t state_promised(const struct broker *b, const struct model *m)
 {
     uint64_t weights = weights_bytes(m), budget = lend_budget(b);
+    uint64_t half = m->window.on ? m->file.size_bytes / 2 : weights / 2;
     if (m->state_want) {
         return m->state_want;
     }
-    return weights + weights / 2 <= budget ? weights / 2 : budget > weights ? budget - weights : 0;
+    return weights + half <= budget ? half : budget > weights ? budget - weights : 0;
 }
 
 static uint64_t state_held(const struct broker *b, const struct model *m)
@@ -205,19 +206,20 @@ static bool gives_up(struct model *m)
 
 /* ---- room ---- */
 
-int swap_load_room(struct broker *b, struct model *m, struct err *err)
+static int load_room(struct broker *b, struct model *m, struct err *err)
 {
     uint64_t budget = lend_budget(b), most = b->config.ram_budget,
              used = swap_used(b) + claimed(b, m), kept = 0;
-    uint64_t need = m->file.size_bytes + m->state_want;
-    uint64_t whole = m->file.size_bytes + state_promised(b, m);
+    uint64_t weights = m->window.on ? weights_bytes(m) : m->file.size_bytes;
+    uint64_t need = weights + m->state_want, whole = weights + state_promised(b, m);
+    const char *how = m->window.on ? ", by a window," : ",";
     for (uint32_t i = 0; i < b->models.n; i++) {
         const struct model *o = b->models.list[i];
-        kept += o != m && o->pinned && o->segment ? o->segment_bytes + state_held(b, o) : 0;
+        kept += o != m && o->pinned && o->segment ? weights_bytes(o) + state_held(b, o) : 0;
     }
     if (need + kept > most) {
-        return err_set(err, ERR_NO_FIT, "model %s needs %.1f MiB of RAM, the budget is %.1f MiB%s",
-                       m->file.name, (double)need / 0x1p20, (double)most / 0x1p20,
+        return err_set(err, ERR_NO_FIT, "model %s needs %.1f MiB of RAM%s the budget is %.1f MiB%s",
+                       m->file.name, (double)need / 0x1p20, how, (double)most / 0x1p20,
                        kept ? " and pinned models hold some of it" : "");
     }
     if (need > budget) {
@@ -225,7 +227,7 @@ int swap_load_room(struct broker *b, struct model *m, struct err *err)
         return 0; /* memory is lent: when it comes back, a turn comes */
     }
     if (m->swap
-            .in_turn) { /* its loader was killed: the room is its own, unless a recovered state took more than was known */
+            .in_turn) { /* its loader was killed, or it came by a window and its worker: the room is its own, unless a recovered state took more */
         m->swap.in_turn = false;
         used = swap_used(b);
         if (used + need <= budget && need <= models_available(&b->models)) {
@@ -244,16 +246,44 @@ int swap_load_room(struct broker *b, struct model *m, struct err *err)
     if (b->models.first != m || gives_up(m)) {
         return 0;
     }
-    if (used + m->file.size_bytes <= budget && need <= available) {
+    if (!m->window.on && used + weights <= budget && need <= available) {
         return 1; /* read ahead, beside those who compute; for its state it still waits */
     }
     m->claim = whole;
     if (!make_way(b, m) && need > available) {
         m->claim = 0;
-        return err_set(err, ERR_NO_FIT, "model %s needs %.1f MiB of RAM, %.1f MiB are available",
-                       m->file.name, (double)need / 0x1p20, (double)available / 0x1p20);
+        return err_set(err, ERR_NO_FIT, "model %s needs %.1f MiB of RAM%s %.1f MiB are available",
+                       m->file.name, (double)need / 0x1p20, how, (double)available / 0x1p20);
     }
     return 0;
+}
+
+int swap_load_room(struct broker *b, struct model *m, struct err *err)
+{
+    enum window_may may = window_may(b);
+    bool again = m->window.on && m->swap.in_turn; /* the room for its window is its own still */
+    m->window = (struct model_window){ 0 };
+    if (may == WINDOW_MUST || (may == WINDOW_MAY && again)) {
+        window_choose(b, m);
+        return load_room(b, m, err);
+    }
+    if (may == WINDOW_UNKNOWN && b->config.load_window != CONFIG_WINDOW_AUTO) {
+        return 0; /* when a worker says what it is, a turn comes */
+    }
+    int room = load_room(b, m, err);
+    bool lent = m->file.size_bytes + m->state_want > lend_budget(b);
+    if (room > 0 || (room == 0 && !lent) || may == WINDOW_NO) {
+        return room;
+    }
+    if (may == WINDOW_UNKNOWN) {
+        return 0;
+    }
+    window_choose(b, m);
+    if (weights_bytes(m) < m->file.size_bytes) {
+        return load_room(b, m, err);
+    }
+    m->window = (struct model_window){ 0 };
+    return room;
 }
 
 bool swap_bind_room(struct broker *b, struct model *m)
@@ -283,7 +313,7 @@ bool swap_bind_room(struct broker *b, struct model *m)
 bool swap_keeps_weights(const struct broker *b, const struct model *m)
 {
     const struct model *first = b->models.first;
-    return m->swap.evicting && first && first != m && first->claim > 0 &&
+    return m->swap.evicting && !m->window.on && first && first != m && first->claim > 0 &&
            swap_used(b) - state_held(b, m) + first->claim <= lend_budget(b) &&
            first->claim <= models_available(&b->models) + m->state_bytes;
 }

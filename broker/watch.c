@@ -131,15 +131,20 @@ static bool bind_is_hung(struct broker *b, const struct worker *w, bool *binding
         if (m->worker != w->child) {
             continue;
         }
-        /* A bind may need data that is still being read. */
-        bool out = (m->bind == BIND_ASKED && m->state != MODEL_LOADING) || m->bind == BIND_STATE ||
+        /* A bind may need data that is still being read; or it is the loader that waits. */
+        uint64_t uploaded;
+        bool awaited = window_awaits_worker(m, &uploaded);
+        bool fed = m->state != MODEL_LOADING || awaited;
+        bool moved = uploaded != t->uploaded;
+        t->uploaded = uploaded;
+        bool out = (m->bind == BIND_ASKED && fed) || m->bind == BIND_STATE ||
                    m->bind == BIND_LEAVING;
         *binding |= out;
-        t->bind_quiet_ms = out && t->bind == m->bind
-                               ? t->bind_quiet_ms + counted(b->now_ms, t->looked_ms)
+        t->bind_quiet_ms = out && t->bind == m->bind && !moved
+                               ? t->bind_quiet_ms + counted(b->now_ms, t->bind_looked_ms)
                                : 0;
         t->bind = m->bind;
-        t->looked_ms = b->now_ms;
+        t->bind_looked_ms = b->now_ms;
         uint64_t bytes = m->segment_bytes + m->state_bytes;
         hung |= t->bind_quiet_ms > WATCH_BIND_MS + bytes / WATCH_BIND_RATE;
     }
@@ -260,6 +265,10 @@ static void look_at_loader(struct broker *b, struct model *m)
         t->loader_quiet_ms += counted(b->now_ms, t->looked_ms);
         t->looked_ms = b->now_ms;
         look_at_weights(b, m);
+        uint64_t uploaded;
+        if (window_awaits_worker(m, &uploaded)) {
+            t->loader_quiet_ms = 0; /* its silence is the worker's */
+        }
     }
     if (t->loader_quiet_ms > WATCH_LOADER_MS) {
         struct channel_msg kill = { .op = CHANNEL_KILL, .child = m->loader, .value = SIGKILL };

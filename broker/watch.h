@@ -41,9 +41,10 @@ struct watch_model {
     int state_fd;                     /* of that segment, for the ledger; 0: none */
     bool asked;                       /* TAKE of the state segment is out */
     uint32_t bind;                    /* as last seen */
-    uint64_t bind_quiet_ms;
-    uint32_t loader; /* whom the rest is about */
-    int weights_fd;  /* of the segment that it fills; 0: none, or not given yet */
+    uint64_t bind_quiet_ms, bind_looked_ms;
+    uint64_t uploaded; /* of weights by a window, as last seen */
+    uint32_t loader;   /* whom the rest is about */
+    int weights_fd;    /* of the segment that it fills; 0: none, or not given yet */
     uint64_t watermark, loader_quiet_ms;
     uint64_t begun_ms, begun_at; /* when its bytes were first looked at, and how many there were */
     uint64_t looked_ms;

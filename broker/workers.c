@@ -58,7 +58,7 @@ struct worker *workers_for(struct broker *b, const struct model *m)
     uint32_t best_n = 0;
     for (uint32_t i = 0; i < b->workers.n; i++) {
         struct worker *w = &b->workers.list[i];
-        if (w->state != WORKER_READY) {
+        if (w->state != WORKER_READY || (m->window.on && !w->own_memory)) {
             continue;
         }
         if (w->child == m->worker && m->bind != BIND_NONE) {
@@ -342,6 +342,8 @@ bool workers_on_hello(struct broker *b, const struct link_peer *peer, const Hear
     if (hello->has_architectures) {
         message_copy(w->architectures, sizeof w->architectures, hello->architectures);
     }
+    w->said_hello = true;
+    w->own_memory = hello->has_own_memory && hello->own_memory;
     w->memory_bytes = hello->has_memory_bytes ? hello->memory_bytes : w->memory_bytes;
     w->threads = hello->has_threads ? hello->threads : w->threads;
     if (hello->has_pid && w->pid == 0) {

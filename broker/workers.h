@@ -48,6 +48,7 @@ struct worker {
     struct link_peer peer;
     uint8_t token[LIMIT_TOKEN_BYTES];
     uint64_t memory_bytes;
+    bool said_hello, own_memory; /* ever; weights are uploaded to it */
     uint32_t threads;
     uint32_t restarts, births;
     uint64_t born_ms, next_ms, backoff_ms;

@@ -76,6 +76,9 @@ static struct json *model_json(const Hearth__ModelInfo *m)
         set_int(loading, "bytes_per_s", m->loading_rate);
         json_set(o, "loading", loading);
     }
+    if (m->has_window_bytes) {
+        set_int(o, "window_bytes", m->window_bytes);
+    }
     json_set(o, "pinned", json_new_bool(m->pinned));
     set_int(o, "requests", m->n_requests);
     struct json *aliases = json_new_array();

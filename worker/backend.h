@@ -476,7 +476,7 @@ struct backend_ops {
     /* Each of the rest but close may be NULL, as on a CPU. */
 
     /* Weights. arrived: the segment mapped at base holds its first data_end bytes of data, so tensors imported from it may be
-     * fetched. release: the model is gone, and what was imported from these size_bytes with it. */
+     * fetched: when it returns they have been, and the bytes there may go (a load by a window: weights.h). release: the model is gone, and what was imported from these size_bytes with it. */
     int (*arrived)(struct backend *, const uint8_t *base, size_t size_bytes, uint64_t data_end,
                    struct err *);
     void (*release)(struct backend *, const uint8_t *base, size_t size_bytes);

@@ -24,6 +24,7 @@ void resident_open(struct resident *r, const struct resident_options *options,
     if (r->options.n_sequences > LIMIT_WORKER_SEQUENCES) {
         r->options.n_sequences = LIMIT_WORKER_SEQUENCES;
     }
+    r->windowed = weights->header->window != 0;
     r->phase = RESIDENT_READING;
 }
 
@@ -147,7 +148,12 @@ static int fit_device(struct resident *r, struct err *err)
 static int upload_read(struct resident *r, struct err *err)
 {
     const struct weights *w = r->weights;
-    return r->backend->ops->arrived(r->backend, w->base, w->size, weights_watermark(w), err);
+    uint64_t upto = weights_watermark(w);
+    if (r->backend->ops->arrived(r->backend, w->base, w->size, upto, err) < 0) {
+        return -1;
+    }
+    resident_tell_uploaded(r, upto);
+    return 0;
 }
 
 int resident_bind(struct resident *r, struct err *err)
@@ -158,19 +164,30 @@ int resident_bind(struct resident *r, struct err *err)
     }
     r->data_wanted = 0;
     bool device = r->backend->ops->mirror != NULL;
+    if (resident_check_window(r, err) < 0) {
+        return -1;
+    }
     if (!r->model && (!device || fit_device(r, err) == 0)) {
         r->model = bind_model(r, device ? r->shape.ctx_len : r->options.ctx_len, err);
     }
     if (!r->model) {
         return r->data_wanted ? 0 : -1;
     }
-    if (device && !resident_all_read(r)) {
-        return upload_read(r, err); /* it answers the golden prompt first, for which it needs all */
+    bool all = resident_all_read(r);
+    if (device && (!all || r->windowed) && upload_read(r, err) < 0) {
+        return -1;
+    }
+    if (device && !all) {
+        return 0; /* it answers the golden prompt first, for which it needs all */
     }
     uint32_t n = r->options.n_sequences;
     if (!device &&
         state_fit(&r->model->kv, n, r->model->ctx_len, state_bytes_max(r), &r->shape, err) < 0) {
         return -1;
+    }
+    if (r->shape.ctx_len < r->model->ctx_len && r->windowed) {
+        return err_set(err, ERR_FAILED, "a context of %u was planned, %u is bound",
+                       r->shape.ctx_len, r->model->ctx_len);
     }
     if (r->shape.ctx_len < r->model->ctx_len) {
         /* Some models choose their rotation by the context's length, so it is bound anew. */
@@ -301,6 +318,7 @@ void resident_close(struct resident *r)
     shm_unmap(r->state_map, r->state_map_bytes);
     pieces_clear(&r->pieces);
     model_destroy(&r->model);
+    uploaded_unmap(r->word);
     *r = (struct resident){ 0 };
 }
 

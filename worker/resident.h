@@ -13,6 +13,7 @@
 #include "proto/err.h"
 #include "proto/limits.h"
 #include "proto/pieces.h"
+#include "proto/uploaded.h"
 #include "proto/weights.h"
 #include "worker/batch.h"
 #include "worker/evaluate.h"
@@ -85,6 +86,8 @@ struct resident {
     char golden[GOLDEN_BYTES];     /* this run's; empty: not asked for */
     struct backend *backend;       /* borrowed */
     const struct weights *weights; /* borrowed until it is closed */
+    bool windowed;                 /* only a window of the weights is there at once */
+    struct uploaded *word;         /* then: what its loader waits for; owned mapping */
     uint64_t data_wanted; /* what the watermark must reach before binding or the step goes on */
     struct model *model;
     struct pieces pieces;
@@ -128,6 +131,10 @@ struct resident {
 /* Afterwards call resident_bind until it says 1. */
 void resident_open(struct resident *r, const struct resident_options *options,
                    struct backend *backend, const struct weights *weights);
+
+/* Its weights come by a window: the word (fd borrowed) that tells the loader what is on the device. After resident_open.
+ * ERR_BUSY when another worker told it something. */
+int resident_open_window(struct resident *r, int word_fd, struct err *err);
 
 /* Binds as soon as the data that it needs is there: 1 bound (state_bytes and fingerprint_text say which state is needed), 0
  * not yet, -1 failed. */

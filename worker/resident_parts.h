@@ -37,6 +37,14 @@ void resident_abandon_step(struct resident *r);
 /* One piece of the first evaluation that has not ended. shared: generations want the device too. (resident_evaluate.c) */
 void resident_evaluate_piece(struct resident *r, bool shared);
 
+/* ---- resident_window.c ---- */
+
+/* Whether this device can take weights as they come. */
+int resident_check_window(const struct resident *r, struct err *err);
+
+/* All tensors up to here have left the segment. */
+void resident_tell_uploaded(struct resident *r, uint64_t bytes);
+
 /* ---- resident_ahead.c ---- */
 
 /* What a device that chooses tokens needs for it. */

@@ -74,6 +74,17 @@ static int read_kv_type(bool has, ProtobufCBinaryData name, enum dtype *type, st
     return 0;
 }
 
+static int open_window(struct serve *s, struct resident *r, uint64_t segment, struct err *err)
+{
+    int fd;
+    if (take_segment(s, segment, &fd, err) < 0) {
+        return -1;
+    }
+    int rc = resident_open_window(r, fd, err);
+    close(fd);
+    return rc;
+}
+
 static void on_bind(struct serve *s, const Hearth__WorkerBind *bind)
 {
     struct err err;
@@ -119,6 +130,10 @@ static void on_bind(struct serve *s, const Hearth__WorkerBind *bind)
     }
     kept_use(&s->kept, w);
     resident_open(r, &options, s->backend, w);
+    if (bind->has_uploaded && open_window(s, r, bind->uploaded, &err) < 0) {
+        serve_fail_resident(s, r, &err);
+        return;
+    }
     log_info("model %" PRIu64 ": %s: binding", bind->model, options.name);
 }
 

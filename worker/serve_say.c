@@ -140,6 +140,8 @@ void serve_say_hello(struct serve *s)
     hello.kept = kept;
     hello.has_architectures = true;
     hello.architectures = message_str(architectures());
+    hello.has_own_memory = true;
+    hello.own_memory = s->backend->ops->mirror != NULL;
     serve_say(s, HEARTH__ENVELOPE__BODY_HELLO, &hello);
 }
 

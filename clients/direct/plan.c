@@ -11,6 +11,7 @@
 #include "clients/direct/synth_model.h"
 #include "clients/options.h"
 #include "loader/load.h"
+#include "loader/window.h"
 #include "worker/plan.h"
 
 #define SEQUENCES 16 /* in flight, as a worker takes when nobody says otherwise */
@@ -84,6 +85,21 @@ static int read_kv(const char *text, struct plan_question *q)
     return 0;
 }
 
+/* What passes through memory on the way to a device, and the least of it that must be there at once (loader/window.h). */
+struct passage {
+    uint64_t file_bytes, window_bytes; /* window 0: the device computes where they stand */
+};
+
+static struct passage passage_of(const struct weights *w, const struct backend *b)
+{
+    struct passage p = { w->header->data_bytes, 0 };
+    for (size_t i = 0; b->ops->mirror && i < w->n_tensors; i++) {
+        uint64_t bytes = w->tensors[i].size_bytes + w->tensors[i].size_bytes / WINDOW_READS;
+        p.window_bytes = bytes > p.window_bytes ? bytes : p.window_bytes;
+    }
+    return p;
+}
+
 /* Tokens a second at most: weights and n positions are read on the device while others come over the bus. */
 static double tokens_per_s(const struct plan *p, const struct speeds *s, uint32_t n)
 {
@@ -95,7 +111,7 @@ static double tokens_per_s(const struct plan *p, const struct speeds *s, uint32_
 }
 
 static void print_text(const char *device, const struct plan *p, const struct speeds *s,
-                       uint32_t wanted)
+                       struct passage way, uint32_t wanted)
 {
     for (int i = 0; i < PLAN_N_PARTS; i++) {
         if (p->bytes[i] > 0) {
@@ -129,14 +145,20 @@ static void print_text(const char *device, const struct plan *p, const struct sp
             "speed", tokens_per_s(p, s, 0), tokens_per_s(p, s, p->shape.ctx_len), s->device_gbs,
             s->bus_gbs);
     }
+    if (way.window_bytes) {
+        printf(
+            "%-18s %9.3f GiB of memory, so that it comes back fast; where that is short, a window "
+            "of %.3f\n%-18s           or more, and coming back means reading the file again\n",
+            "on its way", (double)way.file_bytes / GIB, (double)way.window_bytes / GIB, "");
+    }
     if (p->shape.ctx_len < wanted) {
         fprintf(stderr, "hearth plan: a context of %u does not fit: %u; hint: --kv q8_0, --ctx\n",
                 wanted, p->shape.ctx_len);
     }
 }
 
-static void print_json(const char *device, const struct plan *p, const struct speeds *s, bool fits,
-                       uint32_t wanted)
+static void print_json(const char *device, const struct plan *p, const struct speeds *s,
+                       struct passage way, bool fits, uint32_t wanted)
 {
     static const char *const keys[PLAN_N_PARTS] = {
         [PLAN_BEFORE] = "in_use",       [PLAN_WEIGHTS] = "weights",      [PLAN_KV] = "kv",
@@ -159,9 +181,13 @@ static void print_json(const char *device, const struct plan *p, const struct sp
                tokens_per_s(p, s, p->shape.ctx_len));
     }
     printf(",\"state_bytes\":%" PRIu64 ",\"ctx\":%u,\"ctx_wanted\":%u,\"sequences\":%u,"
-           "\"pages\":%u,\"pages_unmirrored\":%u}\n",
+           "\"pages\":%u,\"pages_unmirrored\":%u,\"ram_bytes\":%" PRIu64,
            p->host_bytes, p->shape.ctx_len, wanted, p->shape.max_seqs / 2, p->shape.n_pages,
-           p->shape.n_unmirrored);
+           p->shape.n_unmirrored, way.file_bytes);
+    if (way.window_bytes) {
+        printf(",\"window_bytes_min\":%" PRIu64, way.window_bytes);
+    }
+    printf("}\n");
 }
 
 static int run(const char *name, const char *run_dir, const char *device,
@@ -180,9 +206,9 @@ static int run(const char *name, const char *run_dir, const char *device,
         uint32_t wanted = q->ctx_len ? q->ctx_len : plan.train_ctx_len;
         bool known = rc == 0 || (err->code == ERR_NO_FIT && plan.total_bytes > 0);
         if (known && json) {
-            print_json(device, &plan, speeds, rc == 0, wanted);
+            print_json(device, &plan, speeds, passage_of(&w, b), rc == 0, wanted);
         } else if (rc == 0) {
-            print_text(device, &plan, speeds, wanted);
+            print_text(device, &plan, speeds, passage_of(&w, b), wanted);
         }
     }
     backend_close(&b);

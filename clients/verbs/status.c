@@ -66,8 +66,11 @@ static void print_status(const struct json *s)
             snprintf(percent, sizeof percent, " %.0f %%",
                      100.0 * (double)look_int(loading, "bytes") / (double)look_int(loading, "of"));
         }
-        printf("model    %s: %s%s%s%s\n", look_str(one, "name"), look_str(one, "state"), percent,
-               *look_str(one, "error") ? ", " : "", look_str(one, "error"));
+        const char *window = !look_int(one, "window_bytes") ? ""
+                             : *percent                     ? ", by a window"
+                                                            : ", on the device alone";
+        printf("model    %s: %s%s%s%s%s\n", look_str(one, "name"), look_str(one, "state"), percent,
+               window, *look_str(one, "error") ? ", " : "", look_str(one, "error"));
     }
     printf("requests %zu\n", json_len(json_find(s, "requests")));
 }

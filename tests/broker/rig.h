@@ -33,6 +33,7 @@ struct rig {
     uint64_t mem_available, weights_bytes, spilled_bytes;
     bool keeps; /* the worker's Hello: it keeps weights, this segment among them (0: none) */
     uint64_t kept;
+    uint64_t window; /* of weights that the keeper gives: they went by one */
 };
 
 static struct rig *rig_now; /* for the memory hook, which has no argument */
@@ -94,9 +95,9 @@ static inline void rig_close(struct rig *r)
 /* A segment that the broker takes: weights that say they are whole, or a state whose word never moves. */
 static inline int rig_weights(const struct rig *r)
 {
-    struct weights_header header = { .magic = WEIGHTS_MAGIC,
-                                     .segment_bytes = r->weights_bytes,
-                                     .digest = 7 };
+    struct weights_header header = {
+        .magic = WEIGHTS_MAGIC, .segment_bytes = r->weights_bytes, .window = r->window, .digest = 7
+    };
     int fd = memfd_create("weights", MFD_CLOEXEC);
     assert_int_equal(write(fd, &header, sizeof header), (int)sizeof header);
     assert_int_equal(ftruncate(fd, 8192), 0); /* pages that the watch can map */

@@ -1,7 +1,7 @@
 /* Whole lives by a virtual clock: random requests for three models of which one fits, deaths and silences of worker, loader and
  * broker from a seed; what is true of each life is checked at every step (world.h) and at its end. A failing seed prints itself; test_broker_simulation SEED
- * replays it, SEED LAST lives all from one to the other. HEARTH_LONG=1: twenty thousand lives instead of some hundred, and a thousand
- * storms. */
+ * replays it, SEED LAST lives all from one to the other. In each third life the device has memory of its own, and weights go there by a
+ * window. HEARTH_LONG=1: twenty thousand lives instead of some hundred, and a thousand storms. */
 #include "proto/log.h"
 #include "tests/broker/world.h"
 
@@ -84,6 +84,7 @@ static void check_ends(struct world *w)
 static void live(uint64_t seed, uint64_t *n_requests, uint64_t *n_tokens)
 {
     struct world *w = &world;
+    world_by_window = seed % 3 == 0;
     world_open(w, seed);
     uint64_t begun = w->now_ms;
     while (w->now_ms < begun + TROUBLE_MS) {
@@ -110,6 +111,7 @@ static void live(uint64_t seed, uint64_t *n_requests, uint64_t *n_tokens)
     }
     *n_requests += w->n_asks;
     world_close(w);
+    world_by_window = false;
 }
 
 static void every_life_comes_to_its_ends(void **state)

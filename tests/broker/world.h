@@ -24,7 +24,8 @@ static inline void broker_born(struct world *w)
     b->heritage.broker_epoch = ++w->epoch;
     strcpy(b->heritage.run, w->dir);
     config_init(&b->config);
-    strcpy(b->config.device, "cpu");
+    strcpy(b->config.device, world_by_window ? "cuda:0" : "cpu");
+    b->config.load_window = world_by_window ? WORLD_WINDOW : CONFIG_WINDOW_AUTO;
     strcpy(b->config.dirs[0], w->dir);
     b->config.n_dirs = 1;
     b->config.ram_budget = w->ram_budget;
@@ -149,6 +150,9 @@ static inline void world_open(struct world *w, uint64_t seed)
     w->keeps = seed % 3 != 0;
     /* One model of 4 MiB and its state; or another's file beside it, which leaves it less state than it has alone. */
     w->ram_budget = seed % 2 ? 7u << 20 : 10u << 20;
+    if (world_by_window) { /* one model and its state, or two */
+        w->ram_budget = seed % 2 ? 4u << 20 : 7u << 20;
+    }
     strcpy(w->dir, "/tmp/hearth-world-XXXXXX");
     assert_non_null(mkdtemp(w->dir));
     strcpy(rig.dir, w->dir);

@@ -4,6 +4,7 @@
 #include "broker/door.h"
 #include "broker/recover.h"
 #include "proto/progress.h"
+#include "proto/uploaded.h"
 #include "tests/broker/rig.h"
 #include "worker/batch.h"
 
@@ -15,6 +16,7 @@
 #define WORLD_LETTERS  4096
 #define WORLD_CHILDREN 4096
 #define WORLD_KEPT     32
+#define WORLD_WINDOW   (1u << 20)
 
 struct letter {
     bool to_broker;
@@ -33,12 +35,15 @@ struct world_child {
     uint64_t born_ms, work_ms; /* a loader: so long */
     bool headed;               /* it has accepted the file's header */
     uint64_t segment;          /* a loader: what it fills */
+    uint64_t window_of;        /* a loader that reads by a window: the weights' segment */
 };
 
 struct world_segment {
     uint64_t number, bytes;
     char tag[LIMIT_TAG_BYTES];
-    bool whole; /* weights that were read to the end */
+    bool whole;        /* weights that were read to the end */
+    bool windowed;     /* weights that pass through, once */
+    uint32_t taken_by; /* the worker that was told to take them */
 };
 
 /* What a state of so many bytes holds: one sequence of so many positions. */
@@ -58,6 +63,7 @@ struct world_held {
 struct world_bound {
     uint64_t number; /* 0: not here */
     bool asked, needing, ready;
+    bool uploaded; /* weights by a window: all of them are here */
     bool room_freed;
     uint64_t until_ms; /* reading or starting: so long */
     uint64_t since_ms, state_bytes, segment;
@@ -136,6 +142,8 @@ struct world {
 };
 
 static struct world *world_now;
+static bool
+    world_by_window; /* the device has memory of its own, and weights go there by a window */
 static bool world_in_broker; /* the broker's own code runs: where a test lets allocations fail */
 
 #define world_fail(w, ...)                                                                         \
@@ -295,7 +303,8 @@ static inline void check_room(struct world *w, const struct channel_msg *spawn)
 {
     for (uint32_t at = 0; at < spawn->argv_bytes; at += (uint32_t)strlen(spawn->text + at) + 1) {
         const char *next = spawn->text + at + strlen(spawn->text + at) + 1;
-        if (strcmp(spawn->text + at, "--ram-budget") == 0 && strtoull(next, NULL, 10) < 4u << 20) {
+        uint64_t least = world_by_window ? WORLD_WINDOW : 4u << 20;
+        if (strcmp(spawn->text + at, "--ram-budget") == 0 && strtoull(next, NULL, 10) < least) {
             world_fail(w, "%s: a loader is born with room for %s bytes", spawn->tag, next);
         }
     }
@@ -311,7 +320,33 @@ static inline void check_drop(struct world *w, const struct world_segment *s)
     }
 }
 
+static inline struct world_segment *segment_of(struct world *w, uint64_t number)
+{
+    for (uint32_t i = 0; i < w->n_segments; i++) {
+        if (w->segments[i].number == number) {
+            return &w->segments[i];
+        }
+    }
+    return NULL;
+}
+
+/* A loader that reads by a window says so on its weights: they pass through once. */
+static inline void note_window(struct world *w, struct world_child *c,
+                               const struct channel_msg *spawn)
+{
+    struct world_segment *weights = segment_of(w, spawn->grants[0].segment);
+    if (c->role == HERITAGE_LOADER && spawn->n_grants == 2 && weights) {
+        struct world_segment *word = segment_of(w, spawn->grants[1].segment);
+        if (!word || word->bytes != UPLOADED_SEGMENT_BYTES || weights->taken_by) {
+            world_fail(w, "%s: a window without a word of its own", spawn->tag);
+        }
+        weights->windowed = true;
+        c->window_of = weights->number;
+    }
+}
+
 static inline void worker_hello(struct world *w);
+static inline bool worker_takes_all(struct world *w, uint64_t segment);
 
 static inline void keeper_answer(struct world *w, const struct channel_msg *msg)
 {
@@ -352,6 +387,7 @@ static inline void keeper_answer(struct world *w, const struct channel_msg *msg)
         c->segment = msg->n_grants ? msg->grants[0].segment : 0;
         memcpy(c->token, msg->token, LIMIT_TOKEN_BYTES);
         memcpy(c->tag, msg->tag, LIMIT_TAG_BYTES);
+        note_window(w, c, msg);
         answer.child = c->number;
         answer.pid = (int32_t)c->number + 1000;
         break;
@@ -382,8 +418,10 @@ static inline void keeper_answer(struct world *w, const struct channel_msg *msg)
         for (uint32_t i = 0; i < w->n_segments; i++) {
             if (w->segments[i].number == msg->segment) {
                 bool state = strncmp(w->segments[i].tag, "state", 5) == 0;
-                const struct rig like = { .weights_bytes = 4u << 20 };
-                fd = state ? dup(w->progress_fd) : rig_weights(&like);
+                bool word = strncmp(w->segments[i].tag, "window", 6) == 0;
+                const struct rig like = { .weights_bytes = 4u << 20,
+                                          .window = w->segments[i].windowed ? WORLD_WINDOW : 0 };
+                fd = state || word ? dup(w->progress_fd) : rig_weights(&like);
             }
         }
         answer.status = fd < 0 ? ERR_NOT_FOUND : 0;
@@ -444,8 +482,11 @@ static inline void work_children(struct world *w, bool fallible)
                 die(w, c, SIGKILL);
                 continue;
             }
+            if (c->window_of && !worker_takes_all(w, c->window_of)) {
+                continue; /* it waits for a worker, for ever if need be */
+            }
             for (uint32_t k = 0; k < w->n_segments; k++) {
-                w->segments[k].whole |= w->segments[k].number == c->segment;
+                w->segments[k].whole |= w->segments[k].number == c->segment && !c->window_of;
             }
             note.code = CHANNEL_NOTE_LOADED;
             note.value = 100000000;

@@ -19,6 +19,8 @@ static inline void worker_hello(struct world *w)
     hello.token = message_bytes(child_of(w, w->worker)->token, LIMIT_TOKEN_BYTES);
     hello.child = w->worker;
     hello.architectures = message_str("llama ");
+    hello.has_own_memory = true;
+    hello.own_memory = world_by_window;
     hello.held = at;
     hello.models = models;
     uint64_t kept[WORLD_KEPT];
@@ -249,6 +251,27 @@ static inline uint64_t bind_takes(struct world *w)
     return w->bind_ms ? draw(w, w->bind_ms) : 0;
 }
 
+static inline struct world_bound *bound_to(struct world *w, uint64_t segment)
+{
+    for (int i = 0; i < WORLD_MODELS; i++) {
+        if (w->bound[i].number && w->bound[i].segment == segment) {
+            return &w->bound[i];
+        }
+    }
+    return NULL;
+}
+
+/* A loader that reads by a window comes to its end when the worker has taken all. */
+static inline bool worker_takes_all(struct world *w, uint64_t segment)
+{
+    struct world_bound *at = bound_to(w, segment);
+    if (!at || !w->worker || w->now_ms < w->silent_until_ms || w->now_ms < at->until_ms) {
+        return false;
+    }
+    at->uploaded = true;
+    return true;
+}
+
 static inline void on_bind(struct world *w, const Hearth__WorkerBind *m)
 {
     struct world_bound *at = NULL;
@@ -279,6 +302,13 @@ static inline void on_bind(struct world *w, const Hearth__WorkerBind *m)
                                 .state_bytes = m->state_bytes_max,
                                 .until_ms = w->now_ms + bind_takes(w),
                                 .asked = true };
+    struct world_segment *weights = segment_of(w, m->segment);
+    if (weights && weights->windowed) {
+        if (weights->taken_by || !m->has_uploaded || !segment_of(w, m->uploaded)) {
+            world_fail(w, "weights that went to worker %u are bound again", weights->taken_by);
+        }
+        weights->taken_by = w->worker;
+    }
 }
 
 static inline void on_state(struct world *w, const Hearth__WorkerState *m)
@@ -304,6 +334,10 @@ static inline void bind_on(struct world *w)
     for (int i = 0; i < WORLD_MODELS; i++) {
         struct world_bound *at = &w->bound[i];
         if (at->number == 0 || at->ready || at->needing || w->now_ms < at->until_ms) {
+            continue;
+        }
+        struct world_segment *weights = segment_of(w, at->segment);
+        if (at->asked && weights && weights->windowed && !at->uploaded) {
             continue;
         }
         if (at->asked) {

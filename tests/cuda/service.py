@@ -16,7 +16,7 @@ import time
 
 EMULATED = os.environ.get("HEARTH_EMULATED")
 if EMULATED:
-    programs = os.path.join(EMULATED, "service")
+    programs = os.path.join(EMULATED, os.path.splitext(os.path.basename(sys.argv[0]))[0])  # two tests, two folders
     os.makedirs(programs, exist_ok=True)
     for folder in (os.environ["HEARTH_BIN"], EMULATED):  # the later ones win
         for name in os.listdir(folder):
@@ -51,18 +51,19 @@ def file(path, head, tensors):
 
 def matrix(chance, name, k, m):
     """Q8_0, values of about 1 / sqrt(k)."""
-    blocks = [struct.pack("<e32b", 1.7 / 127 / k ** 0.5, *(chance.randrange(-127, 128) for _ in range(32))) for _ in range(k * m // 32)]
+    scale = struct.pack("<e", 1.7 / 127 / k ** 0.5)
+    blocks = [scale + chance.randbytes(32) for _ in range(k * m // 32)]
     return name + ".weight", (k, m), Q8_0, b"".join(blocks)
 
 
-def model(path, seed=5):
+def model(path, n_layers=1, ffn=FFN, seed=5):
     chance, v = random.Random(seed), Vocabulary()
     for i in range(57):
         v.add("\u2581w%d" % i)
     n = len(v.pieces)
-    head = [pair("general.architecture", STRING, "llama"), pair("general.name", STRING, "mini"), pair("llama.block_count", U32, 1),
+    head = [pair("general.architecture", STRING, "llama"), pair("general.name", STRING, "mini"), pair("llama.block_count", U32, n_layers),
             pair("llama.context_length", U32, 512), pair("llama.embedding_length", U32, DIM), pair("llama.vocab_size", U32, n),
-            pair("llama.feed_forward_length", U32, FFN), pair("llama.attention.head_count", U32, N_HEADS),
+            pair("llama.feed_forward_length", U32, ffn), pair("llama.attention.head_count", U32, N_HEADS),
             pair("llama.attention.head_count_kv", U32, 1), pair("llama.attention.layer_norm_rms_epsilon", F32, 1e-6),
             pair("llama.rope.freq_base", F32, 10000.0), pair("tokenizer.ggml.model", STRING, "llama"),
             array("tokenizer.ggml.tokens", STRING, v.pieces), array("tokenizer.ggml.scores", F32, [-1000.0] * n),
@@ -70,10 +71,13 @@ def model(path, seed=5):
             pair("tokenizer.ggml.eos_token_id", U32, 2), pair("tokenizer.ggml.unknown_token_id", U32, 0),
             pair("tokenizer.ggml.add_bos_token", BOOL, 0), pair("tokenizer.ggml.add_space_prefix", BOOL, 0)]
     ones, kv = struct.pack("<%df" % DIM, *[1.0] * DIM), DIM // N_HEADS
-    norms = [(name + ".weight", (DIM,), SCALE_F32, ones) for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm")]
-    file(path, head, norms + [matrix(chance, name, k, m) for name, k, m in (
-        ("token_embd", DIM, n), ("output", DIM, n), ("blk.0.attn_q", DIM, DIM), ("blk.0.attn_k", DIM, kv), ("blk.0.attn_v", DIM, kv),
-        ("blk.0.attn_output", DIM, DIM), ("blk.0.ffn_gate", DIM, FFN), ("blk.0.ffn_up", DIM, FFN), ("blk.0.ffn_down", FFN, DIM))])
+    tensors = [("output_norm.weight", (DIM,), SCALE_F32, ones), matrix(chance, "token_embd", DIM, n), matrix(chance, "output", DIM, n)]
+    for i in range(n_layers):
+        tensors += [("blk.%d.%s.weight" % (i, name), (DIM,), SCALE_F32, ones) for name in ("attn_norm", "ffn_norm")]
+        tensors += [matrix(chance, "blk.%d.%s" % (i, name), k, m) for name, k, m in (
+            ("attn_q", DIM, DIM), ("attn_k", DIM, kv), ("attn_v", DIM, kv), ("attn_output", DIM, DIM), ("ffn_gate", DIM, ffn),
+            ("ffn_up", DIM, ffn), ("ffn_down", ffn, DIM))]
+    file(path, head, tensors)
 
 
 def adapter(path):
@@ -147,7 +151,7 @@ def weights_stay_while_states_come_and_go(base, models):
     """RAM holds two models' weights and one's state: each swap binds what the worker has mapped and registered already. Kills make it
     begin anew."""
     chance, finished, wrong, stop = random.Random(2), [], [], threading.Event()
-    model(os.path.join(models, "mono.gguf"), 7)
+    model(os.path.join(models, "mono.gguf"), seed=7)
     with House("--ram-budget", "280K", "--sequences", "2", "--min-residency", "0", "--swap-wait-max", "1", *DEVICE,
                models=models) as house:
         wanted = {i: house.hearth(*say(i)).stdout for i in range(8)}
@@ -214,4 +218,5 @@ def everything():
             print("ok %s (%.1f s)" % (test.__name__, time.monotonic() - started), flush=True)
 
 
-main(everything)
+if __name__ == "__main__":
+    main(everything)

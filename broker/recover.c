@@ -270,6 +270,7 @@ void recover_end(struct broker *b)
         }
     }
     models_adopted(b);
+    swap_adopted(b);
     for (uint32_t i = 0; i < b->requests.n; i++) {
         n_live += !request_ended(b->requests.list[i]);
     }

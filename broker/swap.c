@@ -349,6 +349,20 @@ void swap_recovered(struct model *m, uint64_t spoke_ms, uint64_t born_ms)
     }
 }
 
+void swap_adopted(struct broker *b)
+{
+    uint64_t newest = 0, half = SWAP_GRACE_MS / 2;
+    for (uint32_t i = 0; i < b->models.n; i++) {
+        const struct swap_model *s = &b->models.list[i]->swap;
+        newest = s->spoke && !s->in_turn && s->wants_since_ms > newest ? s->wants_since_ms : newest;
+    }
+    uint64_t least = b->now_ms > half ? b->now_ms - half : 1;
+    for (uint32_t i = 0; i < b->models.n && newest; i++) {
+        struct swap_model *s = &b->models.list[i]->swap;
+        s->turn_ms = s->in_turn ? newest > least ? newest : least : 0;
+    }
+}
+
 void swap_arrived(struct broker *b, struct model *m)
 {
     m->swap.evicted_for = 0;

@@ -68,6 +68,10 @@ void swap_interrupted(struct model *m);
  * brokers that die young would begin every wait anew. Once for each of its requests. */
 void swap_recovered(struct model *m, uint64_t spoke_ms, uint64_t born_ms);
 
+/* After all of them: a turn that the last broker began goes on, it does not begin anew. It began when the others' last token was,
+ * but half the grace is left of it: whoever has just been loaded is not sent away by a broker that died in between. */
+void swap_adopted(struct broker *b);
+
 /* m lost its room; m is on its device; m failed for good: who left for it comes back. */
 void swap_left(struct model *m);
 void swap_arrived(struct broker *b, struct model *m);

@@ -238,6 +238,15 @@ static void a_wait_outlives_the_broker(void **state)
     swap_recovered(c, 4000, 1500);
     swap_recovered(c, 0, 1200);
     assert_true(c->swap.wants_since_ms == 5000);
+    /* So does a turn: it began when the others' last token was, and some grace is left of it. */
+    uint64_t now = r.b->now_ms;
+    a->swap.turn_ms = 0;
+    swap_adopted(r.b);
+    assert_true(a->swap.turn_ms == now - SWAP_GRACE_MS / 2);
+    c->swap.wants_since_ms = now - 300;
+    swap_adopted(r.b);
+    assert_true(a->swap.turn_ms == now - 300);
+    c->swap.wants_since_ms = 5000;
     struct post_to to = { 0 };
     models_load(r.b, &to, b, false, true);
     models_load(r.b, &to, c, false, true);

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -151,9 +152,45 @@ static bool bind_is_hung(struct broker *b, const struct worker *w, bool *binding
     return hung;
 }
 
+/* Whether a child stands still because somebody has stopped it. */
+static bool is_stopped(int32_t pid)
+{
+    char path[32], stat[256];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    int fd = pid > 0 ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    ssize_t n = fd >= 0 ? read(fd, stat, sizeof stat - 1) : -1;
+    if (fd >= 0) {
+        close(fd);
+    }
+    stat[n > 0 ? n : 0] = 0;
+    const char *state = strrchr(
+        stat, ')'); /* "PID (NAME) STATE ...", and a name may have anything in it */
+    return state && state[1] == ' ' && state[2] == 'T';
+}
+
+/* It has not said Hello yet: it opens its device, which may take long. */
+static void look_at_newborn(struct broker *b, struct worker *w)
+{
+    struct watch_worker *t = &w->watch;
+    if (t->child != w->child) {
+        *t = (struct watch_worker){ .child = w->child, .looked_ms = b->now_ms };
+    } else if (b->now_ms - t->looked_ms >= WATCH_TURN_MS) {
+        t->quiet_ms = is_stopped(w->pid) ? t->quiet_ms + counted(b->now_ms, t->looked_ms) : 0;
+        t->looked_ms = b->now_ms;
+    }
+    if (t->quiet_ms > WATCH_QUIET_MS) {
+        workers_kill(b, w, "it was stopped before it said Hello");
+    }
+    broker_alarm(b, t->looked_ms + WATCH_TURN_MS);
+}
+
 static void look_at_worker(struct broker *b, struct worker *w)
 {
     struct watch_worker *t = &w->watch;
+    if (w->state == WORKER_BORN && w->child && !w->killed) {
+        look_at_newborn(b, w);
+        return;
+    }
     if (w->state != WORKER_READY || w->killed) {
         *t = (struct watch_worker){ 0 };
         return;
@@ -176,8 +213,8 @@ static void look_at_worker(struct broker *b, struct worker *w)
             seen_any = true;
         }
     }
-    if (t->child != w->child) {
-        *t = (struct watch_worker){ .child = w->child, .seen = sum };
+    if (t->child != w->child || !t->greeted) {
+        *t = (struct watch_worker){ .child = w->child, .greeted = true, .seen = sum };
     } else if (sum != t->seen || !owns || !seen_any) {
         if (owns && (int32_t)(sum - t->seen) > 0) {
             uint64_t us = (t->quiet_ms + counted(b->now_ms, t->looked_ms)) * 1000;
@@ -254,7 +291,7 @@ static void look_at_loader(struct broker *b, struct model *m)
     if (t->loader != m->loader) {
         let_go_of_weights(t);
         t->loader = m->loader;
-        t->loader_quiet_ms = 0;
+        t->loader_quiet_ms = t->loader_stopped_ms = 0;
         t->loader_killed = false;
         t->looked_ms = b->now_ms;
     }
@@ -263,6 +300,9 @@ static void look_at_loader(struct broker *b, struct model *m)
     }
     if (b->now_ms - t->looked_ms >= WATCH_TURN_MS) {
         t->loader_quiet_ms += counted(b->now_ms, t->looked_ms);
+        t->loader_stopped_ms = is_stopped(m->loader_pid)
+                                   ? t->loader_stopped_ms + counted(b->now_ms, t->looked_ms)
+                                   : 0;
         t->looked_ms = b->now_ms;
         look_at_weights(b, m);
         uint64_t uploaded;
@@ -270,10 +310,12 @@ static void look_at_loader(struct broker *b, struct model *m)
             t->loader_quiet_ms = 0; /* its silence is the worker's */
         }
     }
-    if (t->loader_quiet_ms > WATCH_LOADER_MS) {
+    bool stopped = t->loader_stopped_ms > WATCH_QUIET_MS;
+    if (stopped || t->loader_quiet_ms > WATCH_LOADER_MS) {
         struct channel_msg kill = { .op = CHANNEL_KILL, .child = m->loader, .value = SIGKILL };
-        log_warn("loader of %s: killed: it is hung: nothing was read for %d s", m->file.name,
-                 WATCH_LOADER_MS / 1000);
+        log_warn("loader of %s: killed: it is hung: %s for %d s", m->file.name,
+                 stopped ? "stopped" : "nothing was read",
+                 (stopped ? WATCH_QUIET_MS : WATCH_LOADER_MS) / 1000);
         t->loader_killed = true;
         keeper_line_ask(b->keeper, &kill, NULL, 0, KEEPER_NOTHING, 0, 0);
     }

@@ -1,6 +1,7 @@
 /* The watch over children that live and do nothing. A worker that owns work and whose progress word (proto/progress.h) stands
  * still for max(5 s, 50 x the median layer) is hung, so is one that does not answer while it takes or leaves a
- * model, and a loader that neither tells nor reads anything. They are killed by SIGKILL, which the kernel carries out even
+ * model, and a loader that neither tells nor reads anything. So is, after the same 5 s, a worker before its Hello or a loader whom somebody has
+ * stopped (SIGSTOP): what else they take long for cannot be told from work. They are killed by SIGKILL, which the kernel carries out even
  * on a stopped process; the death counts as a fault (DESIGN.md section 5).
  *
  * Quiet time is added up from turn to turn, each turn at most WATCH_TURN_MS: a broker that was itself stopped, or a
@@ -27,9 +28,11 @@ struct model;
 /* Of a worker. */
 struct watch_worker {
     uint32_t child;     /* whom the rest is about */
+    bool greeted;       /* since its Hello */
     uint32_t seen;      /* sum of the words of its models */
     uint64_t looked_ms; /* the last look; 0: none */
-    uint64_t quiet_ms;  /* how long it owned work and nothing moved */
+    uint64_t
+        quiet_ms; /* how long it owned work and nothing moved; before its Hello: how long it was stopped */
     uint32_t layer_us[WATCH_SAMPLES];
     uint32_t n_samples; /* ever taken */
 };
@@ -45,7 +48,7 @@ struct watch_model {
     uint64_t uploaded; /* of weights by a window, as last seen */
     uint32_t loader;   /* whom the rest is about */
     int weights_fd;    /* of the segment that it fills; 0: none, or not given yet */
-    uint64_t watermark, loader_quiet_ms;
+    uint64_t watermark, loader_quiet_ms, loader_stopped_ms;
     uint64_t begun_ms, begun_at; /* when its bytes were first looked at, and how many there were */
     uint64_t looked_ms;
     bool loader_killed; /* by us: its death is a fault */

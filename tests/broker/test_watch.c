@@ -1,4 +1,6 @@
 /* Children that live and do nothing: time passes by the test's hand. The rig's segments hold a word that never moves. */
+#include <sys/wait.h>
+
 #include "tests/broker/rig.h"
 
 static void ready(struct rig *r)
@@ -134,6 +136,50 @@ static void a_loader_that_reads_nothing_is_tried_once_more_and_then_named(void *
     rig_close(&r);
 }
 
+/* Before its Hello a worker opens its device, which may take long; but not while it is stopped. A loader the same. */
+static void a_child_that_was_stopped_is_killed_before_it_says_a_word(void **state)
+{
+    (void)state;
+    struct rig r;
+    int status;
+    struct err err = { 0 };
+    struct post_to to = { 0 };
+    pid_t pid = fork();
+    if (pid == 0) {
+        pause();
+        _exit(0);
+    }
+    assert_true(pid > 0);
+    rig_open(&r);
+    rig_model(&r, "a", 1000);
+    rig_turns(&r);
+    struct worker *w = &r.b->workers.list[0];
+    assert_int_equal(w->state, WORKER_BORN);
+    w->pid = pid;
+    pass(&r, 3 * WATCH_QUIET_MS);
+    assert_false(killed(&r, HERITAGE_WORKER));
+    assert_int_equal(kill(pid, SIGSTOP), 0);
+    assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+    pass(&r, WATCH_QUIET_MS - 1000);
+    assert_false(killed(&r, HERITAGE_WORKER));
+    pass(&r, 2500);
+    assert_true(killed(&r, HERITAGE_WORKER));
+    rig_died(&r, rig_child(&r, HERITAGE_WORKER), SIGKILL);
+    pass(&r, 1000);
+    rig_worker_hello(&r);
+    struct model *m = models_get(r.b, "a", NULL, &err);
+    models_load(r.b, &to, m, false, true);
+    rig_turns(&r);
+    m->loader_pid = pid;
+    pass(&r, WATCH_QUIET_MS - 1000);
+    assert_false(killed(&r, HERITAGE_LOADER));
+    pass(&r, 2500);
+    assert_true(killed(&r, HERITAGE_LOADER));
+    kill(pid, SIGKILL);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -142,6 +188,7 @@ int main(void)
         cmocka_unit_test(a_broker_that_was_stopped_itself_accuses_nobody),
         cmocka_unit_test(a_worker_that_never_answers_a_bind_is_killed),
         cmocka_unit_test(a_loader_that_reads_nothing_is_tried_once_more_and_then_named),
+        cmocka_unit_test(a_child_that_was_stopped_is_killed_before_it_says_a_word),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -175,10 +175,10 @@ static void look_at_newborn(struct broker *b, struct worker *w)
     if (t->child != w->child) {
         *t = (struct watch_worker){ .child = w->child, .looked_ms = b->now_ms };
     } else if (b->now_ms - t->looked_ms >= WATCH_TURN_MS) {
-        t->quiet_ms = is_stopped(w->pid) ? t->quiet_ms + counted(b->now_ms, t->looked_ms) : 0;
+        t->stopped_ms = is_stopped(w->pid) ? t->stopped_ms + counted(b->now_ms, t->looked_ms) : 0;
         t->looked_ms = b->now_ms;
     }
-    if (t->quiet_ms > WATCH_QUIET_MS) {
+    if (t->stopped_ms > WATCH_QUIET_MS) {
         workers_kill(b, w, "it was stopped before it said Hello");
     }
     broker_alarm(b, t->looked_ms + WATCH_TURN_MS);
@@ -204,10 +204,11 @@ static void look_at_worker(struct broker *b, struct worker *w)
     bool lets_go = false;
     uint64_t ms = t->child == w->child ? counted(b->now_ms, t->looked_ms) : 0;
     bind_hung |= keeps_hung(b, w, ms, &lets_go);
-    bool owns = owns_work(b, w, false);
+    bool owns = owns_work(b, w, false), asked = lets_go;
     uint32_t sum = 0;
     for (uint32_t i = 0; i < b->models.n; i++) {
         const struct model *m = b->models.list[i];
+        asked |= m->worker == w->child && m->bind != BIND_NONE && m->bind != BIND_BOUND;
         if (m->worker == w->child && m->watch.progress) {
             sum += atomic_load_explicit(m->watch.progress, memory_order_relaxed);
             seen_any = true;
@@ -224,13 +225,16 @@ static void look_at_worker(struct broker *b, struct worker *w)
     } else {
         t->quiet_ms += counted(b->now_ms, t->looked_ms);
     }
+    t->stopped_ms = asked && is_stopped(w->pid) ? t->stopped_ms + ms : 0;
     t->seen = sum;
     t->looked_ms = b->now_ms;
-    if (bind_hung) {
+    if (t->stopped_ms > WATCH_QUIET_MS) {
+        workers_kill(b, w, "it is stopped while it takes or leaves a model");
+    } else if (bind_hung) {
         workers_kill(b, w, "it is hung: no answer while it takes or leaves a model");
     } else if (!binding && t->quiet_ms > patience_ms(t) && owns_work(b, w, true)) {
         workers_kill(b, w, "it is hung: it owns work and computes nothing");
-    } else if (owns || binding || lets_go) {
+    } else if (owns || binding || asked) {
         broker_alarm(b, b->now_ms + WATCH_TURN_MS);
     }
 }

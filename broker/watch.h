@@ -1,7 +1,7 @@
 /* The watch over children that live and do nothing. A worker that owns work and whose progress word (proto/progress.h) stands
  * still for max(5 s, 50 x the median layer) is hung, so is one that does not answer while it takes or leaves a
- * model, and a loader that neither tells nor reads anything. So is, after the same 5 s, a worker before its Hello or a loader whom somebody has
- * stopped (SIGSTOP): what else they take long for cannot be told from work. They are killed by SIGKILL, which the kernel carries out even
+ * model, and a loader that neither tells nor reads anything. So is, after the same 5 s, whoever somebody has stopped (SIGSTOP) before its Hello, while it
+ * takes or leaves a model, or loads: what else they take long for cannot be told from work. They are killed by SIGKILL, which the kernel carries out even
  * on a stopped process; the death counts as a fault (DESIGN.md section 5).
  *
  * Quiet time is added up from turn to turn, each turn at most WATCH_TURN_MS: a broker that was itself stopped, or a
@@ -31,8 +31,9 @@ struct watch_worker {
     bool greeted;       /* since its Hello */
     uint32_t seen;      /* sum of the words of its models */
     uint64_t looked_ms; /* the last look; 0: none */
+    uint64_t quiet_ms;  /* how long it owned work and nothing moved */
     uint64_t
-        quiet_ms; /* how long it owned work and nothing moved; before its Hello: how long it was stopped */
+        stopped_ms; /* how long it was stopped, before its Hello or as it takes or leaves a model */
     uint32_t layer_us[WATCH_SAMPLES];
     uint32_t n_samples; /* ever taken */
 };

@@ -136,8 +136,9 @@ static void a_loader_that_reads_nothing_is_tried_once_more_and_then_named(void *
     rig_close(&r);
 }
 
-/* Before its Hello a worker opens its device, which may take long; but not while it is stopped. A loader the same. */
-static void a_child_that_was_stopped_is_killed_before_it_says_a_word(void **state)
+/* Before its Hello a worker opens its device, which may take long; but not while it is stopped. A loader the same, and a worker that
+ * binds. */
+static void a_child_that_is_stopped_is_killed_whatever_it_was_about(void **state)
 {
     (void)state;
     struct rig r;
@@ -175,6 +176,16 @@ static void a_child_that_was_stopped_is_killed_before_it_says_a_word(void **stat
     assert_false(killed(&r, HERITAGE_LOADER));
     pass(&r, 2500);
     assert_true(killed(&r, HERITAGE_LOADER));
+    rig_died(&r, rig_child(&r, HERITAGE_LOADER), SIGKILL);
+    rig_turns(&r);
+    m->loader_pid = 0;
+    rig_loaded(&r, 8192);
+    assert_int_equal(m->bind, BIND_ASKED);
+    pass(&r, 2 * WATCH_QUIET_MS);
+    assert_false(killed(&r, HERITAGE_WORKER));
+    w->pid = pid;
+    pass(&r, WATCH_QUIET_MS + 1500);
+    assert_true(killed(&r, HERITAGE_WORKER));
     kill(pid, SIGKILL);
     assert_int_equal(waitpid(pid, &status, 0), pid);
     rig_close(&r);
@@ -188,7 +199,7 @@ int main(void)
         cmocka_unit_test(a_broker_that_was_stopped_itself_accuses_nobody),
         cmocka_unit_test(a_worker_that_never_answers_a_bind_is_killed),
         cmocka_unit_test(a_loader_that_reads_nothing_is_tried_once_more_and_then_named),
-        cmocka_unit_test(a_child_that_was_stopped_is_killed_before_it_says_a_word),
+        cmocka_unit_test(a_child_that_is_stopped_is_killed_whatever_it_was_about),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

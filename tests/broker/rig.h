@@ -12,6 +12,7 @@
 #include "broker/broker.h"
 #include "broker/post.h"
 #include "broker/submit.h"
+#include "proto/uploaded.h"
 #include "proto/weights.h"
 #include "tests/test.h"
 
@@ -33,7 +34,10 @@ struct rig {
     uint64_t mem_available, weights_bytes, spilled_bytes;
     bool keeps; /* the worker's Hello: it keeps weights, this segment among them (0: none) */
     uint64_t kept;
-    uint64_t window; /* of weights that the keeper gives: they went by one */
+    bool own_memory; /* the worker's Hello */
+    uint64_t window; /* of weights that the keeper gives: they go by one ... */
+    uint64_t wants;  /* ... their loader waits for this, and so much is uploaded */
+    uint64_t uploaded, word;
 };
 
 static struct rig *rig_now; /* for the memory hook, which has no argument */
@@ -96,11 +100,19 @@ static inline void rig_close(struct rig *r)
 static inline int rig_weights(const struct rig *r)
 {
     struct weights_header header = {
-        .magic = WEIGHTS_MAGIC, .segment_bytes = r->weights_bytes, .window = r->window, .digest = 7
+        .magic = WEIGHTS_MAGIC, .segment_bytes = r->weights_bytes, .window = r->window, .wants = r->wants, .digest = 7
     };
     int fd = memfd_create("weights", MFD_CLOEXEC);
     assert_int_equal(write(fd, &header, sizeof header), (int)sizeof header);
     assert_int_equal(ftruncate(fd, 8192), 0); /* pages that the watch can map */
+    return fd;
+}
+
+static inline int rig_word(const struct rig *r)
+{
+    int fd = memfd_create("word", MFD_CLOEXEC);
+    assert_int_equal(write(fd, &r->uploaded, sizeof r->uploaded), (int)sizeof r->uploaded);
+    assert_int_equal(ftruncate(fd, UPLOADED_SEGMENT_BYTES), 0);
     return fd;
 }
 
@@ -137,12 +149,13 @@ static inline bool rig_answer(struct rig *r)
         break;
     case CHANNEL_CREATE:
         r->n_creates++;
+        r->word = strncmp(msg.tag, "window ", 7) == 0 ? msg.segment : r->word;
         break;
     case CHANNEL_DROP:
         r->n_drops++;
         break;
     case CHANNEL_TAKE:
-        fd = rig_weights(r);
+        fd = msg.segment == r->word ? rig_word(r) : rig_weights(r);
         break;
     default:
         break;
@@ -222,6 +235,8 @@ static inline void rig_worker_hello(struct rig *r)
     hello.child = child;
     hello.has_architectures = true;
     hello.architectures = message_str("llama qwen2moe ");
+    hello.has_own_memory = true;
+    hello.own_memory = r->own_memory;
     hello.has_keeps = true;
     hello.keeps = r->keeps;
     hello.kept = &r->kept;

@@ -30,6 +30,19 @@ static void bind_failed(struct broker *b, struct model *m, const struct err *why
     m->next_bind_ms = b->now_ms; /* who comes now may try anew */
 }
 
+/* It does not fit beside others: nothing of it was taken yet, and it waits until they have left. */
+static void bind_later(struct broker *b, struct model *m, const struct err *why)
+{
+    log_info("model %s: waits until its device is free: %s", m->file.name, why->text);
+    m->bind = BIND_NONE;
+    m->worker = 0;
+    m->bind_segment = 0;
+    parks_unbound(b, m);
+    models_drop(b, &m->state_segment);
+    m->state_made = false;
+    broker_alarm(b, b->now_ms);
+}
+
 /* Its context was cut for want of room, and nobody was admitted to it: this time there may be more. */
 static bool may_grow(const struct broker *b, const struct model *m)
 {
@@ -154,7 +167,11 @@ void models_on_bound(struct broker *b, uint32_t child, const Hearth__WorkerBound
         message_copy(code, sizeof code, bound->code);
         why.code = err_code_of_name(code);
         message_copy(why.text, sizeof why.text, bound->text);
-        bind_failed(b, m, &why);
+        if (why.code == ERR_NO_FIT && swap_device_full(b, m)) {
+            bind_later(b, m, &why);
+        } else {
+            bind_failed(b, m, &why);
+        }
         return;
     }
     struct model_info before = m->info;

@@ -158,12 +158,13 @@ bool window_act(struct broker *b, struct model *m)
     if (!m->window.on || m->bind != BIND_NONE || m->adopting || m->loader_spawning) {
         return false;
     }
-    bool told = m->bind_segment == m->segment;
-    if (m->state == MODEL_LOADING && (told || !m->want_warm || m->unload)) {
+    bool told = m->bind_segment == m->segment, waits = !told && !m->swap.in_turn;
+    if (m->state == MODEL_LOADING && (told || waits || !m->want_warm || m->unload)) {
         models_kill(b, m->loader, SIGKILL); /* act_cold waits until it is reaped */
-        models_forget(b, m, told && m->want_warm && !m->unload,
-                      told ? "what its worker had taken of it is lost"
-                           : "nobody wants it any more");
+        models_forget(b, m, (told || waits) && m->want_warm && !m->unload,
+                      told    ? "what its worker had taken of it is lost"
+                      : waits ? "its device is not free"
+                              : "nobody wants it any more");
         return false;
     }
     if (m->state == MODEL_WARM && !m->unload && somebody_may_have_it(b)) {

@@ -116,6 +116,47 @@ void swap_begin(struct broker *b)
 
 /* ---- whose turn is over ---- */
 
+/* It takes a part of the memory that another's worker has. */
+static bool is_on(const struct broker *b, const struct model *o, uint32_t child)
+{
+    const struct worker *w = NULL;
+    for (uint32_t i = 0; i < b->workers.n && o->bind != BIND_NONE; i++) {
+        w = b->workers.list[i].child == o->worker ? &b->workers.list[i] : w;
+    }
+    return w && w->own_memory && (!child || child == o->worker);
+}
+
+/* m needs a device for itself, and there is none without another model. */
+static bool device_taken(const struct broker *b, const struct model *m)
+{
+    uint32_t n_devices = 0, n_taken = 0;
+    for (uint32_t i = 0; i < b->workers.n && m->swap.alone; i++) {
+        const struct worker *w = &b->workers.list[i];
+        bool taken = false;
+        for (uint32_t k = 0; k < b->models.n && w->child; k++) {
+            const struct model *o = b->models.list[k];
+            taken |= o != m && is_on(b, o, w->child);
+        }
+        n_devices += w->own_memory;
+        n_taken += w->own_memory && taken;
+    }
+    return n_taken > 0 && n_taken == n_devices;
+}
+
+bool swap_device_full(struct broker *b, struct model *m)
+{
+    bool somebody = false;
+    for (uint32_t i = 0; i < b->models.n; i++) {
+        const struct model *o = b->models.list[i];
+        somebody |= o != m && !o->pinned && is_on(b, o, m->worker);
+    }
+    if (somebody) {
+        m->swap.alone = true;
+        m->swap.in_turn = false;
+    }
+    return somebody;
+}
+
 static bool may_leave(const struct model *m)
 {
     return (m->state == MODEL_WARM || m->state == MODEL_RESIDENT) && !m->pinned && !m->unload;
@@ -166,20 +207,22 @@ static bool make_way(struct broker *b, struct model *m)
     struct model *victim = NULL;
     const char *why = "room is needed for another model";
     uint64_t alarm = UINT64_MAX;
-    bool somebody = false;
+    bool somebody = false, device = device_taken(b, m);
     for (uint32_t i = 0; i < t->n; i++) {
         struct model *o = t->list[i];
         somebody |= o != m && o->segment && !o->pinned;
         if (o->state == MODEL_DRAINING || (o->unload && o->segment)) {
             return true; /* room is being made already: when it is there, a turn comes */
         }
-        if (o != m && may_leave(o) && !o->want_warm && (!victim || o->used_ms < victim->used_ms)) {
+        if (o != m && may_leave(o) && (!device || is_on(b, o, 0)) && !o->want_warm &&
+            (!victim || o->used_ms < victim->used_ms)) {
             victim = o;
         }
     }
     for (uint32_t i = 0; !victim && i < t->n; i++) {
         struct model *o = t->list[i];
-        if (o != m && may_leave(o) && turn_is_over(b, o, m, &alarm)) {
+        if (o != m && may_leave(o) && (!device || is_on(b, o, 0)) &&
+            turn_is_over(b, o, m, &alarm)) {
             victim = o;
             why = "its turn is over, another model has waited for its own";
         }
@@ -237,6 +280,13 @@ static int load_room(struct broker *b, struct model *m, struct err *err)
         used += claimed(b, m);
     }
     whole = whole + kept > budget ? need : whole;
+    if (m->window.on && device_taken(b, m)) { /* its loader would only wait for the device */
+        if (b->models.first == m && !gives_up(m)) {
+            m->claim = whole;
+            make_way(b, m);
+        }
+        return 0;
+    }
     uint64_t available = models_available(&b->models);
     if (used + whole <= budget && need <= available) {
         m->swap.in_turn = true;
@@ -291,13 +341,14 @@ bool swap_bind_room(struct broker *b, struct model *m)
     if (m->swap.in_turn) {
         return true;
     }
+    bool taken = device_taken(b, m);
     uint64_t used = swap_used(b) + claimed(b, m), promised = state_promised(b, m);
     bool alone = true;
     for (uint32_t i = 0; i < b->models.n; i++) {
         const struct model *o = b->models.list[i];
         alone &= o == m || !o->segment || o->pinned;
     }
-    if (used + promised <= lend_budget(b) || alone) {
+    if (!taken && (used + promised <= lend_budget(b) || alone)) {
         m->swap.in_turn = true;
         m->swap.wants_since_ms = 0;
         m->claim = 0;

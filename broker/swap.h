@@ -10,6 +10,8 @@
  *
  * Where the budget has room for the first one's file but not for its state, the file is read while the worker still
  * computes for the other. Where it has room for both files, only the state of the leaving one goes.
+ * What fits in RAM need not fit on a device with memory of its own: that says its worker when it is to bind it. Then who is there leaves
+ * by the same rules, and its weights stay in RAM.
  * A model that was sent away for one which then fails comes back by itself. Loop thread only. */
 #pragma once
 
@@ -34,6 +36,7 @@ struct swap_model {
     bool in_turn;         /* it has room for weights and state */
     uint64_t turn_ms;     /* since when it can serve; 0: not yet */
     uint64_t served;      /* tokens and results in this turn */
+    bool alone;           /* its device had no room for it beside others: they leave first */
     bool evicting;        /* it leaves for another's sake, not because somebody unloads it */
     uint64_t evicted_for; /* number of the model that it left for; 0: nobody's */
     bool come_back;       /* that one failed: it is wanted again, though nobody asks */
@@ -56,6 +59,10 @@ int swap_load_room(struct broker *b, struct model *m, struct err *err);
 
 /* Is there room for m's state, so that it may be bound? Makes room as far as that is right. */
 bool swap_bind_room(struct broker *b, struct model *m);
+
+/* The device said that m does not fit beside those that it has. true: they may leave, and m waits for its turn; false: they
+ * may not, or there are none. */
+bool swap_device_full(struct broker *b, struct model *m);
 
 /* Whether a model that leaves for another's sake may keep its weights. */
 bool swap_keeps_weights(const struct broker *b, const struct model *m);

@@ -150,6 +150,9 @@ static inline void world_open(struct world *w, uint64_t seed)
     w->keeps = seed % 3 != 0;
     /* One model of 4 MiB and its state; or another's file beside it, which leaves it less state than it has alone. */
     w->ram_budget = seed % 2 ? 7u << 20 : 10u << 20;
+    if (world_one_fits) { /* RAM has room for two, which the device has not */
+        w->ram_budget = 16u << 20;
+    }
     if (world_by_window) { /* one model and its state, or two */
         w->ram_budget = seed % 2 ? 4u << 20 : 7u << 20;
     }

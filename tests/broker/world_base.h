@@ -142,8 +142,8 @@ struct world {
 };
 
 static struct world *world_now;
-static bool
-    world_by_window; /* the device has memory of its own, and weights go there by a window */
+/* The device has memory of its own, and weights go there by a window; and it has room for one model. */
+static bool world_by_window, world_one_fits;
 static bool world_in_broker; /* the broker's own code runs: where a test lets allocations fail */
 
 #define world_fail(w, ...)                                                                         \

@@ -20,7 +20,7 @@ static inline void worker_hello(struct world *w)
     hello.child = w->worker;
     hello.architectures = message_str("llama ");
     hello.has_own_memory = true;
-    hello.own_memory = world_by_window;
+    hello.own_memory = world_by_window || world_one_fits;
     hello.held = at;
     hello.models = models;
     uint64_t kept[WORLD_KEPT];
@@ -291,6 +291,17 @@ static inline void on_bind(struct world *w, const Hearth__WorkerBind *m)
     }
     if (!at) {
         world_fail(w, "a fourth model is bound");
+    }
+    for (int i = 0; i < WORLD_MODELS && world_one_fits; i++) {
+        if (w->bound[i].number) {
+            Hearth__WorkerBound refused = HEARTH__WORKER_BOUND__INIT;
+            refused.model = m->model;
+            refused.has_code = refused.has_text = true;
+            refused.code = message_str(err_name(ERR_NO_FIT));
+            refused.text = message_str("the device has room for one");
+            worker_say(w, HEARTH__ENVELOPE__BODY_WORKER_BOUND, &refused);
+            return;
+        }
     }
     if (m->state_bytes_max < WORLD_STATE_MIN) {
         world_fail(w, "%llu bytes of state for a model, whose budget has more",

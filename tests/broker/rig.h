@@ -99,9 +99,11 @@ static inline void rig_close(struct rig *r)
 /* A segment that the broker takes: weights that say they are whole, or a state whose word never moves. */
 static inline int rig_weights(const struct rig *r)
 {
-    struct weights_header header = {
-        .magic = WEIGHTS_MAGIC, .segment_bytes = r->weights_bytes, .window = r->window, .wants = r->wants, .digest = 7
-    };
+    struct weights_header header = { .magic = WEIGHTS_MAGIC,
+                                     .segment_bytes = r->weights_bytes,
+                                     .window = r->window,
+                                     .wants = r->wants,
+                                     .digest = 7 };
     int fd = memfd_create("weights", MFD_CLOEXEC);
     assert_int_equal(write(fd, &header, sizeof header), (int)sizeof header);
     assert_int_equal(ftruncate(fd, 8192), 0); /* pages that the watch can map */

@@ -146,6 +146,70 @@ static void products(enum dtype dtype, uint32_t k, uint32_t m)
     free(data);
 }
 
+/* ---- streamed weights ---- */
+
+#define N_STREAMED                                                                                 \
+    7 /* an odd number over two slots: each slot's next one differs from round to round */
+#define N_ROUNDS 6 /* steps are seen, made graphs, and sent */
+
+/* The same products from the host's memory and from the device's, to the bit: a slot that is read or filled too early shows. */
+static void streamed(uint32_t k, uint32_t m)
+{
+    static const uint32_t columns[] = { 1, 17 }; /* in a step's graph, and at once */
+    struct err err = { 0 };
+    char what[96];
+    uint64_t row_bytes;
+    need(dtype_size(DTYPE_Q8_0, k, &row_bytes, &err), &err);
+    uint64_t bytes = row_bytes * m;
+    uint8_t *data = room(N_STREAMED * bytes);
+    struct matrix here[N_STREAMED], there[N_STREAMED];
+    random_weights(DTYPE_Q8_0, (uint64_t)k * m * N_STREAMED, data, 11);
+    for (uint32_t i = 0; i < N_STREAMED; i++) {
+        const struct weights_tensor t = { .name = "w",
+                                          .dtype = DTYPE_Q8_0,
+                                          .n_dims = 2,
+                                          .ne = { k, m, 1, 1 },
+                                          .size_bytes = bytes,
+                                          .data_end = bytes,
+                                          .data = data + i * bytes };
+        const struct backend_spilled slot = { .base = data,
+                                              .slot_bytes = (bytes + (16ull * k)) * 2,
+                                              .turn = i };
+        need(gpu->ops->import(gpu, &t, &here[i], &err), &err);
+        need(gpu->ops->import_spilled(gpu, &t, &slot, &there[i], &err), &err);
+    }
+    need(gpu->ops->arrived(gpu, NULL, SIZE_MAX, bytes, &err), &err);
+    size_t n_y = 17ull * m;
+    float *x = floats(17ull * k, 1, 5), *want = room(n_y * N_STREAMED * sizeof *want);
+    float *got = room(n_y * N_STREAMED * sizeof *got), *x_gpu = to_device(x, 17ull * k * sizeof *x);
+    float *y_gpu = to_device(got, n_y * N_STREAMED * sizeof *got);
+    for (uint32_t round = 0; round < N_ROUNDS * 2; round++) {
+        uint32_t n = columns[round % 2];
+        for (uint32_t i = 0; i < N_STREAMED; i++) {
+            multiply(gpu, &here[i], x_gpu, n, y_gpu + i * n_y);
+        }
+        from_device(want, y_gpu, n_y * N_STREAMED * sizeof *want);
+        need(gpu->ops->clear(gpu, y_gpu, n_y * N_STREAMED * sizeof *got, &err), &err);
+        need(gpu->ops->step(gpu, n == 1 ? 99 : 0, &err), &err);
+        for (uint32_t i = 0; i < N_STREAMED; i++) {
+            multiply(gpu, &there[i], x_gpu, n, y_gpu + i * n_y);
+        }
+        need(gpu->ops->finish(gpu, &err), &err);
+        from_device(got, y_gpu, n_y * N_STREAMED * sizeof *got);
+        for (uint32_t i = 0; i < N_STREAMED; i++) {
+            snprintf(what, sizeof what, "streamed matrix %u, %u x %u, %u columns", i, m, k, n);
+            check(got + i * n_y, want + i * n_y, (size_t)n * m, 0, what);
+        }
+    }
+    gpu->ops->release(gpu, data, N_STREAMED * bytes);
+    gpu->ops->free(gpu, x_gpu);
+    gpu->ops->free(gpu, y_gpu);
+    free(x);
+    free(want);
+    free(got);
+    free(data);
+}
+
 /* ---- attention ---- */
 
 #define N_HEADS    12
@@ -269,6 +333,7 @@ int main(int argc, char **argv)
             products((enum dtype)id, k, halves && m < 530 ? 530 : m);
         }
     }
+    streamed(argc > 2 ? 544 : 4096, argc > 2 ? 48 : 4096);
     for (size_t i = 0; i < sizeof kv_types / sizeof kv_types[0]; i++) {
         attention(kv_types[i]);
     }

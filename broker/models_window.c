@@ -62,9 +62,9 @@ void window_choose(struct broker *b, struct model *m)
     uint64_t budget = lend_budget(b), available = models_available(&b->models);
     uint64_t quarter = (budget < available ? budget : available) / 4;
     quarter = quarter < WINDOW_BYTES ? quarter : WINDOW_BYTES;
-    bool given = b->config.load_window != CONFIG_WINDOW_AUTO;
-    m->window = (struct model_window){ .on = true,
-                                       .bytes = given ? b->config.load_window : quarter };
+    uint64_t wanted = b->config.load_window != CONFIG_WINDOW_AUTO ? b->config.load_window : quarter;
+    m->window = (struct model_window){ .on = true };
+    m->window.bytes = wanted < m->file.size_bytes ? wanted : m->file.size_bytes;
 }
 
 /* ---- the load ---- */

@@ -179,7 +179,8 @@ static const char *why_waiting(struct broker *b, const struct model *m)
     }
     switch (m->state) {
     case MODEL_COLD:
-        return m->file.size_bytes > lend_budget(b) ? "memory that is lent" : "room for its model";
+        return m->file.size_bytes > lend_budget(b) && !m->window.on ? "memory that is lent"
+                                                                    : "room for its model";
     case MODEL_LOADING:
         return "its model is loading";
     case MODEL_WARM:

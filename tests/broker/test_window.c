@@ -135,6 +135,12 @@ static void a_window_can_be_had_by_configuration(void **state)
     struct model *m = load(&r, "small");
     assert_true(m->window.on && m->window.bytes == 3 * MIB);
     rig_close(&r);
+    /* A window is no larger than what passes through it. */
+    begin(&r, true);
+    r.b->config.load_window = 1024 * MIB;
+    m = load(&r, "small");
+    assert_true(m->window.on && m->window.bytes == 16 * MIB);
+    rig_close(&r);
 }
 
 static void lent_memory_is_not_waited_for(void **state)

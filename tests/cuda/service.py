@@ -1,5 +1,5 @@
 """The whole service on a device, with a model so small that it is quick even emulated: answers survive kills of worker and broker
-and a swap of adapters, a conversation survives a restart of everything.
+and swaps of adapters and models, a conversation survives a restart of everything.
 
     HEARTH_BIN=build/bin [HEARTH_EMULATED=build/tests/emulated] [HEARTH_DEVICE=cuda:0] python3 service.py [KILLS]
 
@@ -31,7 +31,7 @@ from house import House, lines, main, wait_for  # noqa: E402
 from scripted import BOOL, F32, I32, STRING, U32, Vocabulary, array, pair, text  # noqa: E402
 
 DIM, N_HEADS, FFN, RANK, STREAMS, ANSWERS = 64, 2, 64, 4, 3, 12
-KILLS = int(sys.argv[1]) if len(sys.argv) > 1 else 8
+KILLS = int(sys.argv[1]) if len(sys.argv) > 1 else 6
 Q8_0, SCALE_F32 = 8, 0
 DEVICE = ("--device", os.environ.get("HEARTH_DEVICE", "cuda:0"))
 
@@ -155,9 +155,11 @@ def weights_stay_while_states_come_and_go(base, models):
     with House("--ram-budget", "280K", "--sequences", "2", "--min-residency", "0", "--swap-wait-max", "1", *DEVICE,
                models=models) as house:
         wanted = {i: house.hearth(*say(i)).stdout for i in range(8)}
-        wait_for("two registrations", lambda: house.log().count("registered for DMA") >= 2)
-        counts = [house.log().count(what) for what in ("registered for DMA", "cold -> loading", "-> resident")]
-        assert counts[:2] == [2, 2] and counts[2] >= 8, (counts, house.log()[-6000:])
+        refused = "are not registered for DMA" in house.log()  # a device may be like that
+        if not refused:
+            wait_for("two registrations", lambda: house.log().count("are registered for DMA") >= 2)
+        counts = [house.log().count(what) for what in ("are registered for DMA", "cold -> loading", "-> resident")]
+        assert (refused or counts[0] == 2) and counts[1] == 2 and counts[2] >= 8, (counts, house.log()[-6000:])
 
         def client(number):
             own = random.Random(number)
@@ -187,7 +189,7 @@ def weights_stay_while_states_come_and_go(base, models):
         wait_for("unloading", lambda: not [m for m in house.status()["models"] if m["state"] != "cold"])
         assert "let go" in house.log()
         print("info %d requests finished, %d models bound, %d times registered" % (
-            len(finished), house.log().count("-> resident"), house.log().count("registered for DMA")))
+            len(finished), house.log().count("-> resident"), house.log().count("are registered for DMA")))
     os.unlink(os.path.join(models, "mono.gguf"))
 
 

@@ -135,20 +135,52 @@ static void rows_of_a_cpu_take_the_ring(void **state)
 static void late_copies_find_what_they_read(void **state)
 {
     for (int i = 0; i < 2; i++) {
-        setenv("HEARTH_EMULATED_LAZY", i ? "2" : "1", 1); /* 2: a copy runs as far ahead as it may */
+        setenv("HEARTH_EMULATED_LAZY", i ? "2" : "1",
+               1); /* 2: a copy runs as far ahead as it may */
         a_swap_registers_nothing_and_has_the_same_bits(state);
         what_is_not_registered_takes_the_ring(state);
     }
     unsetenv("HEARTH_EMULATED_LAZY");
 }
 
-int main(void)
+/* Uploads beside a registration that begins, grows and ends. No kernel runs here, so that the thread sanitizer can look on (it cannot
+ * follow the emulation's threads): build with it, and name this test. */
+static void two_threads_agree(void **state)
 {
+    (void)state;
+    struct rig r;
+    struct err err = { 0 };
+    const struct model_options options = { .k_type = DTYPE_F16,
+                                           .v_type = DTYPE_F16,
+                                           .ctx_len = 64 };
+    open_rig(&r, large(DTYPE_F32));
+    for (int i = 0; i < 200; i++) {
+        r.backend->ops->pin(r.backend, r.w.base, r.w.size);
+        r.m = model_bind(&r.w, r.backend, &options, &err);
+        assert_non_null(r.m);
+        assert_ok(r.backend->ops->arrived(r.backend, r.w.base, r.w.size, UINT64_MAX, &err), err);
+        assert_ok(r.backend->ops->finish(r.backend, &err), err);
+        model_destroy(&r.m);
+        if (i % 3) {
+            rig_unpin(&r);
+        }
+    }
+    backend_close(&r.backend);
+    weights_unmap(&r.w);
+    assert_int_equal(emulate_counted().registered_bytes, 0);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1) {
+        cmocka_set_test_filter(argv[1]);
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_swap_registers_nothing_and_has_the_same_bits),
         cmocka_unit_test(what_is_not_registered_takes_the_ring),
         cmocka_unit_test(rows_of_a_cpu_take_the_ring),
         cmocka_unit_test(late_copies_find_what_they_read),
+        cmocka_unit_test(two_threads_agree),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -80,9 +80,9 @@ def model(path, n_layers=1, ffn=FFN, seed=5):
     file(path, head, tensors)
 
 
-def adapter(path):
+def adapter(path, ffn=FFN):
     chance, tensors = random.Random(6), []
-    for name, k, m in (("blk.0.attn_q.weight", DIM, DIM), ("blk.0.ffn_down.weight", FFN, DIM)):
+    for name, k, m in (("blk.0.attn_q.weight", DIM, DIM), ("blk.0.ffn_down.weight", ffn, DIM)):
         for suffix, shape in ((".lora_a", (k, RANK)), (".lora_b", (RANK, m))):
             values = [chance.uniform(-1, 1) for _ in range(shape[0] * shape[1])]
             tensors.append((name + suffix, shape, SCALE_F32, struct.pack("<%df" % len(values), *values)))

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 
-from service import DEVICE, model
+from service import DEVICE, adapter, model
 from house import House, one_line, wait_for
 
 KILLS = int(sys.argv[1]) if len(sys.argv) > 1 else 3
@@ -30,6 +30,11 @@ def job(name, i, n=5):
 
 def answers(house, names=("mini",)):
     return {(name, i): house.hearth(*job(name, i)).stdout for name in names for i in range(len(PROMPTS))}
+
+
+def others(house):
+    """What else reads weights: an adapter's, an evaluation."""
+    return house.hearth(*job("tuned", 0)).stdout, house.hearth("embed", "-m", "tuned", "--json", "w1w2 w3").stdout
 
 
 def house_of(models, *options, rate=None, budget=BUDGET):
@@ -66,7 +71,10 @@ def it_fits_and_answers_the_same(models, wanted):
         assert status["models"][0]["window_bytes"] < size / 2 and status["memory"]["ram_used_bytes"] < 3 << 20, status
         assert "on the device alone" in house.hearth("ps", "--explain").stdout.decode()
         assert "on the device alone" in house.hearth("status").stdout.decode()
-    with house_of(models) as house:
+    with house_of(models, "--config", os.path.join(models, "conf")) as house:
+        assert others(house) == wanted["others"]
+        house.hearth("unload", "tuned")
+        wait_for("it to leave", lambda: segments(house) == [])
         assert answers(house) == {k: v for k, v in wanted.items() if k[0] == "mini"}
         (path, _), = segments(house)
         with open(path, "rb") as f:
@@ -140,9 +148,13 @@ def everything():
     with tempfile.TemporaryDirectory(prefix="hearth-models-") as models:
         model(os.path.join(models, "mini.gguf"), N_LAYERS, FFN)
         model(os.path.join(models, "other.gguf"), N_LAYERS, FFN, seed=9)
-        with House("--load-window", "off", *DEVICE, models=models) as house:
+        adapter(os.path.join(models, "adapter"), FFN)
+        with open(os.path.join(models, "conf"), "w") as f:
+            f.write("[alias tuned]\nmodel = mini\nlora = %s\n" % os.path.join(models, "adapter"))
+        with House("--load-window", "off", "--config", os.path.join(models, "conf"), *DEVICE, models=models) as house:
             wanted = answers(house, ("mini", "other"))
-        assert len(set(wanted.values())) == len(wanted)
+            wanted["others"] = others(house)
+        assert len(set(wanted.values())) == len(wanted) and wanted["mini", 0] != wanted["others"][0]
         for test in (it_fits_and_answers_the_same, kills_cost_nothing_but_time, a_death_in_the_midst_of_a_window, two_take_turns,
                      lent_memory_is_gone_around):
             started = time.monotonic()

@@ -522,6 +522,7 @@ struct backend {
         used_bytes; /* of its memory: alloc, import (a CPU's weights stand in the mapping), reserve */
     uint64_t spilled_bytes; /* of the host's memory: import_spilled */
     uint64_t budget_bytes;  /* of used_bytes; 0: what the device has. More is ERR_NO_MEMORY */
+    uint32_t n_models;      /* that are bound, not only counted */
     uint64_t margin_bytes;  /* a plan leaves so much of the room free */
     bool dry;               /* plan.c: all that takes memory is only counted, nothing is moved */
 };

@@ -272,6 +272,8 @@ struct model *model_bind(const struct weights *w, struct backend *backend,
         model_destroy(&m);
         return NULL;
     }
+    m->bound = !backend->dry;
+    backend->n_models += m->bound;
     return m;
 }
 
@@ -280,6 +282,9 @@ void model_destroy(struct model **model)
     struct model *m = *model;
     if (!m) {
         return;
+    }
+    if (m->bound) {
+        m->backend->n_models--;
     }
     if (m->backend && m->backend->ops->release) {
         m->backend->ops->release(m->backend, m->weights->base, m->weights->size);

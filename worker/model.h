@@ -110,6 +110,7 @@ struct model {
     float embed_scale, residual_scale, logit_scale, logit_softcap;
     bool causal; /* false: an encoder */
     struct model_wait wait;
+    bool bound;  /* one of backend.n_models */
     int pooling; /* pooling_type: 0 none, 1 mean, 2 cls, 3 last, 4 rank */
     /* experts */
     uint32_t n_experts, n_experts_used, n_expert_groups, n_expert_groups_used;

@@ -232,11 +232,12 @@ static int stream(const struct weights *w, struct backend *b, const struct plan_
 }
 
 /* All weights on the device; else without the tables there; else with less work space and, as needed, matrices that are
- * streamed; and if that is no way either, as long a context as there is room for. */
+ * streamed; and if that is no way either, as long a context as there is room for. Beside other models nothing is left to the host:
+ * whoever decides about turns hears that it does not fit now. */
 static int place_somehow(const struct weights *w, struct backend *b, const struct plan_question *q,
                          struct plan *p, struct err *err)
 {
-    bool spills = b->ops->import_spilled != NULL;
+    bool spills = b->ops->import_spilled != NULL && b->n_models == 0;
     int rc = place(w, b, q, q->ctx_len, spills ? PLAN_CTX_LEAST : KV_PAGE_TOKENS, p, err);
     if (rc == 0 || !spills || err->code != ERR_NO_FIT) {
         return rc;

@@ -344,6 +344,39 @@ static void the_plan_spills_as_little_as_it_can(void **state)
     weights_unmap(&w);
 }
 
+/* Beside another model it waits for its turn, and has the device to itself then. */
+static void nothing_is_streamed_beside_another_model(void **state)
+{
+    (void)state;
+    struct err err = { 0 };
+    struct weights w;
+    struct plan p;
+    struct tiny t = tiny_default;
+    const struct plan_question q = { .ctx_len = 64,
+                                     .k_type = DTYPE_F16,
+                                     .v_type = DTYPE_F16,
+                                     .n_sequences = 1,
+                                     .state_bytes_max = 64 << 20 };
+    struct rig first;
+    t.n_layers = 12;
+    t.untied = true;
+    rig_start(&first, kinds(0), true, DTYPE_F16);
+    struct backend *b = first.backend;
+    tiny_map(&t, &w);
+    assert_ok(plan_compute(&w, b, &q, &p, &err), err);
+    for (b->budget_bytes = p.total_bytes; plan_compute(&w, b, &q, &p, &err) == 0;
+         b->budget_bytes -= 8192) {
+        assert_int_equal(p.host_weights_bytes, 0);
+    }
+    assert_int_equal(err.code, ERR_NO_FIT);
+    b->budget_bytes += first.m->kv.page_bytes; /* less than the other one takes */
+    first.borrowed = true;
+    rig_stop(&first);
+    assert_ok(plan_compute(&w, b, &q, &p, &err), err);
+    backend_close(&b);
+    weights_unmap(&w);
+}
+
 static void a_context_is_shortened_before_weights_leave_and_not_below_what_is_useful(void **state)
 {
     (void)state;
@@ -428,6 +461,7 @@ int main(void)
         cmocka_unit_test(any_number_of_columns_gives_the_same_bits),
         cmocka_unit_test(a_step_that_fails_on_its_way_leaves_no_wrong_slot),
         cmocka_unit_test(two_models_stream_side_by_side),
+        cmocka_unit_test(nothing_is_streamed_beside_another_model),
         cmocka_unit_test(the_plan_spills_as_little_as_it_can),
         cmocka_unit_test(a_context_is_shortened_before_weights_leave_and_not_below_what_is_useful),
         cmocka_unit_test(pinned_memory_that_is_refused_costs_nothing),

@@ -406,6 +406,7 @@ struct backend_limits {
     uint32_t max_rows;      /* tokens of one step */
     uint32_t max_rows_wide; /* rows of matmul_experts: tokens * experts used (or heads) */
     uint32_t max_k, max_m;
+    uint32_t max_k_act; /* of x of products that end in an activation */
     uint32_t max_heads, max_k_dim, max_v_dim;
     uint32_t max_experts;
     uint32_t ctx_len;

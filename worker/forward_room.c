@@ -179,6 +179,7 @@ struct forward *forward_create(const struct model *model, struct backend *backen
         .max_rows_wide = max_tokens * MAX(MAX(1, w.heads), model->n_experts_used),
         .max_k = w.k,
         .max_m = w.m,
+        .max_k_act = model->dim,
         .max_heads = w.heads,
         .max_k_dim = w.k_dim,
         .max_v_dim = w.v_dim,

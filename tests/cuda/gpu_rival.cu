@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "worker/cuda/tiles.cuh"
+#include "worker/cuda/tile_scales.cuh"
 
 #include "tests/cuda/gpu_rival.h"
 #if HEARTH_HAVE_CUBLAS

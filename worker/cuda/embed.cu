@@ -1,5 +1,5 @@
 /* Embedding look-up: rows of any weight type, widened and scaled. A block for each row; bound by a launch, not by memory. */
-#include "worker/cuda/tiles.cuh"
+#include "worker/cuda/tile_scales.cuh"
 
 #define THREADS 128
 

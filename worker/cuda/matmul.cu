@@ -5,7 +5,6 @@
 #include "worker/cuda/quantise.cuh"
 
 #define QUANTISE_WARPS 4
-#define GATED_COLUMNS  16
 
 /* ---- activations ---- */
 
@@ -182,7 +181,8 @@ int cuda_matmul_check(struct backend *, const struct matrix *w, struct err *err)
 int cuda_matmul_reserve(struct cuda_backend *c, struct err *err)
 {
     const struct backend_limits *l = &c->limits;
-    size_t codes = round_up(l->max_rows, 8) * l->max_k; /* experts' rows come in pieces */
+    /* What an activation leaves stands beside what it came from; experts' rows come in pieces. */
+    size_t codes = round_up(l->max_rows, 8) * (l->max_k + round_up(l->max_k_act, 32));
     size_t columns_have = c->max_codes / 32 * 4 * sizeof *c->columns, codes_have = c->max_codes;
     size_t order_have = c->max_order * sizeof *c->order;
     size_t chunks_have = c->max_order * sizeof *c->chunks, order = l->max_rows_wide + 1;
@@ -296,13 +296,11 @@ static void multiply_floats(struct cuda_backend *c, const struct op_matmul *op,
     float_of(p->w->dtype)->launch(&a, c->stream);
 }
 
-/* Whether op's two products and what follows them are one launch: gate and up of one quantised type, few columns, whole tiles,
- * and room for what comes out quantised beside what goes in. */
+/* Whether op's two products and what follows them are one launch: gate and up of one quantised type, whole tiles, and room for what comes out quantised beside what goes in. */
 static bool gated_fits(const struct cuda_backend *c, const struct op_matmul *op)
 {
     const struct op_act *act = op->act;
-    if (!act || op->n_products != 2 || op->n_rows > GATED_COLUMNS || !act->u ||
-        act->g_width != act->width) {
+    if (!act || op->n_products != 2 || !act->u || act->g_width != act->width) {
         return false;
     }
     const struct op_product *up = &op->products[0], *gate = &op->products[1];
@@ -331,7 +329,9 @@ static int multiply_gated(struct cuda_backend *c, const struct op_matmul *op, st
     a.to = quantise_room_at(c, op->n_rows, act->width, (uint32_t)a.plane);
     add_product(&a, gate->w, gate->bias, gate->y, gate->y_stride);
     add_product(&a, up->w, up->bias, up->y, up->y_stride);
-    if (launch_of(up->w->dtype)(&a, columns_for(op->n_rows), 1, c->stream, err) < 0) {
+    uint32_t n_columns = columns_for(op->n_rows);
+    if (launch_of(up->w->dtype)(&a, n_columns, blocks_of(op->n_rows, n_columns), c->stream, err) <
+        0) {
         return -1;
     }
     quantise_remember(c, &a.to, act->y, act->y_stride, op->n_rows);

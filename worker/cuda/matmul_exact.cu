@@ -1,6 +1,6 @@
 /* Products for the setting --exact: weights widened to f32, products and sums in double, over the CPU's eight interleaved sums in its
  * order, so its bits too. Made to be plain, not fast. Reference: cpu/matmul_exact.c. */
-#include "worker/cuda/tiles.cuh"
+#include "worker/cuda/tile_scales.cuh"
 
 #define SUMS    8
 #define COLUMNS 4 /* of a warp, over one group of 16 rows of tiles */

@@ -13,7 +13,7 @@
 
 #include "worker/cuda/act.cuh"
 #include "worker/cuda/product.h"
-#include "worker/cuda/tiles.cuh"
+#include "worker/cuda/tile_scales.cuh"
 
 #define FEW_WARPS  2 /* of a block: m / 32 blocks spread over all multiprocessors */
 #define BOOK_WARPS 4 /* where a codebook is copied first: 64 rows share it */
@@ -22,7 +22,9 @@
 #define BOOK_RING 7168 /* the same beside a codebook, within 48 KiB a block */
 #define REGISTERS_128                                                                              \
     16 /* warps of a multiprocessor that leave a thread 128 registers; unasked the compiler spills at 40 */
-#define WIDE_WARPS   8
+#define WIDE_WARPS 8
+#define GATED_STRIDE                                                                               \
+    132 /* from column to column of 64 rows twice: lanes of a warp in different banks */
 #define WIDE_STEP    4 /* tiles of the columns at a time */
 #define COLUMN_BYTES 32
 #define MAGIC                                                                                      \
@@ -368,6 +370,39 @@ static __device__ __forceinline__ void fetch_columns(const struct product_args *
     }
 }
 
+/* A gated block's end: warps 0 to 3 have gate's 64 rows, 4 to 7 the same rows of up. Half of the columns after the other, both go to
+ * shared memory, and a warp ends 32 rows of a column at a time. acc: the warp's 16 rows; p NULL: there are none. */
+template <uint32_t N>
+static __device__ __forceinline__ void
+end_gated_wide(const struct product_args *a, const struct chunk_view *v,
+               const struct product_one *p, uint32_t group, const float acc[N][4], float *shared)
+{
+    uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
+    float *own = shared + warp * GROUP_ROWS + g + 2 * t * GATED_STRIDE;
+#pragma unroll
+    for (uint32_t half = 0; half < 2; half++) {
+        uint32_t first = half * 4 * N;
+        __syncthreads(); /* nobody reads what stands there any more */
+#pragma unroll
+        for (uint32_t i = 0; i < 2 * N && p; i++) {
+            uint32_t n = half * (N / 2) + i / 4, e = i % 4, row = 8 * (e / 2);
+            own[(i / 4 * 8 + e % 2) * GATED_STRIDE + row] =
+                p->bias ? acc[n][e] + p->bias[group * GROUP_ROWS + g + row] : acc[n][e];
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (uint32_t i = warp; i < 8 * N; i += WIDE_WARPS) {
+            uint32_t c = v->begin + first + i / 2, tile = 2 * blockIdx.x + i % 2;
+            if (first + i / 2 < v->n && tile < a->to.n_tiles) {
+                const float *gate = shared + i / 2 * GATED_STRIDE + i % 2 * 32 + lane;
+                float y = act_one(a->act, gate[0], gate[WIDE_WARPS / 2 * GROUP_ROWS]);
+                a->y[(uint64_t)c * a->y_stride + 32 * tile + lane] = y;
+                quantise_value(&a->to, c, tile, lane, y);
+            }
+        }
+    }
+}
+
 template <enum dtype T, uint32_t N>
 static __global__ void __launch_bounds__(WIDE_WARPS *WARP, 1)
     wide_kernel(const __grid_constant__ struct product_args a)
@@ -386,7 +421,14 @@ static __global__ void __launch_bounds__(WIDE_WARPS *WARP, 1)
     if (v.n == 0) {
         return; /* the whole block */
     }
-    const struct product_one *p = product_of(&a, blockIdx.x * WIDE_WARPS + warp, &group);
+    uint32_t at = blockIdx.x * WIDE_WARPS + warp;
+    if (a.gated) { /* the upper warps: the same rows of up */
+        at = blockIdx.x * (WIDE_WARPS / 2) + warp % (WIDE_WARPS / 2);
+        at = at >= a.products[1].first ? a.n_groups
+             : warp >= WIDE_WARPS / 2  ? at + a.products[1].first
+                                       : at;
+    }
+    const struct product_one *p = product_of(&a, at, &group);
     const uint8_t *from = p ? p->w.data + v.expert * p->w.expert_bytes + group * p->w.row_bytes
                             : NULL;
     if constexpr (book_bytes<T>() > 0) {
@@ -452,6 +494,11 @@ static __global__ void __launch_bounds__(WIDE_WARPS *WARP, 1)
                 add_tile<T>(codes, &s, b, scale, sum, acc[n]);
             }
         }
+    }
+    if (a.gated) {
+        static_assert(columns / 2 * GATED_STRIDE * 4 <= 2 * step::bytes, "where columns were");
+        end_gated_wide<N>(&a, &v, p, group, acc, (float *)(void *)steps);
+        return;
     }
     if (!p) {
         return;

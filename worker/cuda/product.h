@@ -32,7 +32,7 @@ struct product_args {
     const uint32_t *n_chunks, *order;
     const float *scales; /* by expert, or NULL */
     /* Gate and up as products 0 and 1, of whole tiles of rows: y = act(gate) * up alone is written, and left quantised.
-     * At most 16 columns; blocks of GATED_WARPS. */
+     * Few columns: blocks of GATED_WARPS. */
     uint32_t gated;
     enum op_act_kind act;
     float *y;

@@ -1,6 +1,6 @@
 /* The file's rows to the device's tiles (tiles.cuh): a thread for a lane of a round. Runs once for each upload, so it reads
  * bytes one by one and is bound by nothing that matters: the bus is slower. */
-#include "worker/cuda/tiles.cuh"
+#include "worker/cuda/tile_codes.cuh"
 
 #define THREADS 128
 

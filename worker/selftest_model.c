@@ -13,12 +13,12 @@
 #include "worker/quant_random.h"
 
 #define DIM      256u /* whole blocks of every type */
-#define FFN      512u
+#define FFN      256u
 #define HEADS    4u
 #define KV_HEADS 2u
 #define HEAD_DIM 64u
 #define LAYERS   4u
-#define VOCAB    320u
+#define VOCAB    64u
 #define TENSORS  (LAYERS * 9 + 3)
 
 static const enum dtype types[] = {

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <vector>
 
+#include "tests/cuda/emulate_apart.h"
 #include "tests/cuda/emulate_counts.h"
 
 typedef std::function<void()> deed;
@@ -135,6 +136,63 @@ cudaError_t cudaSetDevice(int)
     return cudaSuccess;
 }
 
+static void stop(const char *what)
+{
+    fprintf(stderr, "emulation: %s\n", what);
+    abort();
+}
+
+/* ---- whose memory ---- */
+
+static bool is_mapped(const void *p, size_t size)
+{
+    uintptr_t page = (uintptr_t)p / 4096 * 4096;
+    std::vector<unsigned char> there((size + 8191) / 4096);
+    return mincore((void *)page, (uintptr_t)p + size - page, there.data()) == 0 || errno != ENOMEM;
+}
+
+/* Whether the device can read it, though it is the host's. */
+static bool is_pinned(const void *p)
+{
+    struct span s = { (const char *)p, 1, false };
+    std::lock_guard<std::mutex> guard(r.lock);
+    for (const auto &own : r.host) {
+        if (span{ (const char *)own.first, own.second, false }.holds(s)) {
+            return true;
+        }
+    }
+    for (const struct span &own : r.registered) {
+        if (own.holds(s)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Words of what the device is told that are addresses of this process and not the device's to read. */
+void emulate_told(const void *what, size_t size)
+{
+    for (size_t i = 0; apart_level() && i + sizeof(void *) <= size; i += sizeof(void *)) {
+        uintptr_t word;
+        memcpy(&word, (const char *)what + i, sizeof word);
+        /* Two small numbers side by side, or one beside what padding holds, may look like an address. */
+        bool address = (uint32_t)word >= 1u << 16 && word >> 47 == 0;
+        if (address && !apart_has((void *)word) && !is_pinned((void *)word) &&
+            is_mapped((void *)word, 1)) {
+            fprintf(stderr, "emulation: byte %zu of %zu: %p\n", i, size, (void *)word);
+            stop("a kernel is given an address of the host");
+        }
+    }
+}
+
+static void check_copy(const void *to, const void *from, enum cudaMemcpyKind kind)
+{
+    if (apart_level() && (apart_has(to) != (kind != cudaMemcpyDeviceToHost) ||
+                          apart_has(from) != (kind != cudaMemcpyHostToDevice))) {
+        stop("a copy that goes another way than it says");
+    }
+}
+
 /* ---- memory ---- */
 
 static void do_all();
@@ -168,7 +226,7 @@ cudaError_t cudaMalloc(void **p, size_t size)
     if (size > total_bytes() || r.used > total_bytes() - size) {
         return cudaErrorMemoryAllocation;
     }
-    *p = aligned_alloc(256, (size + 255) / 256 * 256);
+    *p = apart_level() ? apart_alloc(size) : aligned_alloc(256, (size + 255) / 256 * 256);
     if (!*p) {
         return cudaErrorMemoryAllocation;
     }
@@ -181,11 +239,16 @@ cudaError_t cudaFree(void *p)
 {
     do_all();
     auto at = r.device.find(p);
+    if (at != r.device.end() && apart_level()) {
+        apart_free(p, at->second);
+    }
     if (at != r.device.end()) {
         r.used -= at->second;
         r.device.erase(at);
     }
-    free(p);
+    if (!apart_level()) {
+        free(p);
+    }
     return fate();
 }
 
@@ -212,19 +275,6 @@ cudaError_t cudaFreeHost(void *p)
     }
     free(p);
     return cudaSuccess;
-}
-
-static void stop(const char *what)
-{
-    fprintf(stderr, "emulation: %s\n", what);
-    abort();
-}
-
-static bool is_mapped(const void *p, size_t size)
-{
-    uintptr_t page = (uintptr_t)p / 4096 * 4096;
-    std::vector<unsigned char> there((size + 8191) / 4096);
-    return mincore((void *)page, (uintptr_t)p + size - page, there.data()) == 0 || errno != ENOMEM;
 }
 
 cudaError_t cudaHostRegister(void *p, size_t size, unsigned flags)
@@ -291,7 +341,9 @@ static void do_until(cudaStream_t s, uint64_t at)
         deed next = s->waiting.front();
         s->waiting.pop_front();
         s->n_done++;
+        apart_device_acts(true);
         next();
+        apart_device_acts(false);
     }
 }
 
@@ -387,6 +439,7 @@ static cudaError_t copy_up(void *to, const void *from, size_t size, cudaStream_t
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind kind,
                             cudaStream_t stream)
 {
+    check_copy(to, from, kind);
     if (kind == cudaMemcpyHostToDevice) {
         return copy_up(to, from, size, stream);
     }

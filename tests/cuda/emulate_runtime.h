@@ -3,6 +3,9 @@
  *                               that a wait that is missing shows as an old value; without it everything happens at once
  *   HEARTH_EMULATED_LAZY=2      as 1, but streams beside the first (and copies in graphs) run ahead as far as they may: what
  *                               should have waited for a kernel shows, too
+ *   HEARTH_EMULATED_APART=1     a kernel that is given an address of host memory that is not pinned, and a copy whose direction is
+ *                               not what it says, end the process
+ *   HEARTH_EMULATED_APART=2     also the host when it touches device memory (slow)
  *   HEARTH_EMULATED_HOST_BYTES=N   pinned memory at most
  *   HEARTH_EMULATED_DEVICES=0   no device      HEARTH_EMULATED_BYTES=N   device memory (default 64 GiB, not touched)
  *   HEARTH_EMULATED_FAIL=N      the Nth call that a broken device would refuse says so, and all after it
@@ -77,6 +80,8 @@ cudaError_t cudaHostUnregister(void *p);
 
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 cudaError_t cudaFuncSetAttribute(const void *kernel, int attribute, int value);
+/* What goes to the device by value: arguments, host arrays. */
+void emulate_told(const void *what, size_t size);
 cudaError_t emulate_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                            const std::function<void()> &run);
 cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t stream);

@@ -10,9 +10,7 @@
 #define STATE_DIM_MAX 1024 /* as on the CPU; a block has a thread for each */
 
 struct delta_args {
-    struct op_delta_net op;
-    const float *const *from; /* device copies of the op's arrays */
-    float *const *state;
+    struct op_delta_net op; /* with from and state as the device has them */
     const uint32_t *begins; /* first row of each sequence, and n_rows */
 };
 
@@ -99,7 +97,7 @@ static __global__ void __launch_bounds__(DS ? DS : STATE_DIM_MAX, DS ? 2 : 1)
     uint32_t ds = DS ? DS : op.state_dim, h = blockIdx.x, l = threadIdx.x;
     uint32_t first = args.begins[blockIdx.y], end = args.begins[blockIdx.y + 1];
     uint64_t at = h * (uint64_t)ds * ds + l;
-    const float *from = args.from[first], *old = history(&op, from);
+    const float *from = op.from[first], *old = history(&op, from);
     [[maybe_unused]] float column[DS ? DS : 1];
     bool live = l < ds;
     if constexpr (DS > 0) {
@@ -109,7 +107,7 @@ static __global__ void __launch_bounds__(DS ? DS : STATE_DIM_MAX, DS ? 2 : 1)
         }
     }
     for (uint32_t i = first; i < end; i++) {
-        float *S = args.state[i] + at;
+        float *S = op.state[i] + at;
         struct token t = prepare(&op, first, i, old, q, k, slots);
         float e = 0.0f, o = 0.0f;
         if constexpr (DS > 0) {
@@ -130,7 +128,7 @@ static __global__ void __launch_bounds__(DS ? DS : STATE_DIM_MAX, DS ? 2 : 1)
                 column[j] = fmaf(k[j], e, column[j]);
                 o = fmaf(q[j], column[j], o);
             }
-            if (i + 1 == end || args.state[i + 1] != args.state[i]) {
+            if (i + 1 == end || op.state[i + 1] != op.state[i]) {
 #pragma unroll
                 for (uint32_t j = 0; j < DS; j++) {
                     S[j * DS] = column[j];
@@ -161,8 +159,8 @@ static __global__ void history_kernel(const __grid_constant__ struct delta_args 
     uint32_t channels = 2 * op.n_k_heads * op.state_dim + op.n_v_heads * op.state_dim;
     uint32_t first = args.begins[blockIdx.x], i = args.begins[blockIdx.x + 1] - 1;
     uint32_t keep = op.conv_taps - 1;
-    const float *old = history(&op, args.from[first]);
-    float *to = args.state[i] + (uint64_t)op.n_v_heads * op.state_dim * op.state_dim;
+    const float *old = history(&op, op.from[first]);
+    float *to = op.state[i] + (uint64_t)op.n_v_heads * op.state_dim * op.state_dim;
     for (uint32_t n = threadIdx.x; n < keep * channels; n += blockDim.x) {
         uint32_t j = n / channels, ch = n % channels;
         int64_t at = (int64_t)i - (int64_t)(keep - 1) + (int64_t)j;
@@ -207,10 +205,10 @@ int cuda_delta_net(struct backend *b, const struct op_delta_net *op, struct err 
     struct delta_args args = {};
     uint32_t n_seqs;
     args.op = *op;
-    args.from = (const float *const *)cuda_stage(c, op->from, op->n_rows * sizeof *op->from, err);
-    args.state = (float *const *)cuda_stage(c, op->state, op->n_rows * sizeof *op->state, err);
+    args.op.from = (const float *const *)cuda_stage(c, op->from, op->n_rows * sizeof *op->from, err);
+    args.op.state = (float *const *)cuda_stage(c, op->state, op->n_rows * sizeof *op->state, err);
     args.begins = stage_begins(c, op, &n_seqs, err);
-    if (!args.from || !args.state || !args.begins) {
+    if (!args.op.from || !args.op.state || !args.begins) {
         return -1;
     }
     dim3 grid(op->n_v_heads, n_seqs);

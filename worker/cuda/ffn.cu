@@ -62,11 +62,11 @@ int cuda_add(struct backend *b, const struct op_add *op, struct err *err)
     return cuda_launched("add", err);
 }
 
-static __global__ void gather_kernel(struct op_gather op, const uint32_t *index)
+static __global__ void gather_kernel(struct op_gather op)
 {
     uint32_t j = blockIdx.y * THREADS + threadIdx.x, i = blockIdx.x;
     if (j < op.width) {
-        op.y[(uint64_t)i * op.y_stride + j] = op.x[(uint64_t)index[i] * op.x_stride + j];
+        op.y[(uint64_t)i * op.y_stride + j] = op.x[(uint64_t)op.index[i] * op.x_stride + j];
     }
 }
 
@@ -77,12 +77,12 @@ int cuda_gather(struct backend *b, const struct op_gather *op, struct err *err)
     if (op->n_rows == 0) {
         return 0;
     }
-    const uint32_t *index = (const uint32_t *)cuda_stage(c, op->index, op->n_rows * sizeof *index,
-                                                         err);
-    if (!index) {
+    struct op_gather staged = *op;
+    staged.index = (const uint32_t *)cuda_stage(c, op->index, op->n_rows * sizeof *op->index, err);
+    if (!staged.index) {
         return -1;
     }
     LAUNCH(gather_kernel, dim3(op->n_rows, blocks_of(op->width, THREADS)), THREADS, 0, c->stream,
-           *op, index);
+           staged);
     return cuda_launched("gather", err);
 }

@@ -99,6 +99,9 @@ static void cuda_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shar
                         bool early, cudaStream_t stream, const A &...args)
 {
     struct cuda_step *step = cuda_step_collecting(stream);
+#if defined(HEARTH_EMULATED)
+    (emulate_told(&args, sizeof args), ...);
+#endif
     if (!step || !cuda_collect<P...>(step, kernel, grid, block, shared_bytes, early,
                                      std::index_sequence_for<P...>(), (P)args...)) {
         cuda_launch_now(kernel, grid, block, shared_bytes, early, stream, args...);

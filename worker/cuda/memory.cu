@@ -213,6 +213,9 @@ const void *cuda_stage(struct cuda_backend *c, const void *host, size_t size_byt
         return NULL;
     }
     size_t at = c->stage_at;
+#if defined(HEARTH_EMULATED)
+    emulate_told(host, size_bytes);
+#endif
     memcpy(c->blocks[c->block].stage + at, host, size_bytes);
     c->stage_at = (size_t)round_up(at + size_bytes, STAGE_ALIGN);
     if (!cuda_step_collecting(c->stream) && cuda_stage_send(c, err) < 0) {

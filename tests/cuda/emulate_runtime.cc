@@ -176,7 +176,7 @@ void emulate_told(const void *what, size_t size)
         uintptr_t word;
         memcpy(&word, (const char *)what + i, sizeof word);
         /* Two small numbers side by side, or one beside what padding holds, may look like an address. */
-        bool address = (uint32_t)word >= 1u << 16 && word >> 47 == 0;
+        bool address = (uint32_t)word >= 1u << 16 && word >> 40 > 0 && word >> 47 == 0;
         if (address && !apart_has((void *)word) && !is_pinned((void *)word) &&
             is_mapped((void *)word, 1)) {
             fprintf(stderr, "emulation: byte %zu of %zu: %p\n", i, size, (void *)word);

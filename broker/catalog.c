@@ -177,6 +177,12 @@ static char lower(char ch)
     return ch >= 'A' && ch <= 'Z' ? (char)(ch + 32) : ch;
 }
 
+bool catalog_unchanged(const struct catalog_file *a, const struct catalog_file *b)
+{
+    return a->device == b->device && a->inode == b->inode && a->size_bytes == b->size_bytes &&
+           a->mtime_ns == b->mtime_ns;
+}
+
 unsigned catalog_distance(const char *a, const char *b)
 {
     enum { LEN = LIMIT_MODEL_NAME_BYTES };

@@ -45,5 +45,8 @@ int catalog_find(const struct catalog *c, const struct config *config, const cha
 /* What a file is now; the parts of a split file are counted. ERR_NOT_FOUND. */
 int catalog_stat(const char *path, struct catalog_file *file, struct err *err);
 
+/* Whether both are the same file with the same content, by inode, size and time. */
+bool catalog_unchanged(const struct catalog_file *a, const struct catalog_file *b);
+
 /* Edits between two names, ignoring case; the measure of nearness. */
 unsigned catalog_distance(const char *a, const char *b);

@@ -210,8 +210,8 @@ void models_on_weights(struct broker *b, uint64_t number, uint64_t segment, int 
                 loaded(b, m, "the last broker left it");
             } else {
                 models_drop(b, &m->segment);
-                models_drop(b,
-                            &m->state_segment); /* nobody counts the room of a model that is cold */
+                /* Nobody counts the room of a model that is cold. */
+                models_drop(b, &m->state_segment);
                 m->segment_bytes = 0;
                 m->header = m->state_made = false;
                 swap_interrupted(m);

@@ -1,4 +1,4 @@
-/* Inside models.c and its parts: what one part asks of another. models.c has the table, room and every turn; models_load.c
+/* Inside models.c and its parts: what one part asks of another. models.c has the table and room; models_act.c every turn; models_load.c
  * loading processes and text services; models_bind.c the worker's side; models_adopt.c what the last broker left; models_window.c
  * weights that never stand in RAM as a whole.
  * The broker's thread. */
@@ -21,6 +21,9 @@ void models_kill(struct broker *b, uint32_t child, int signal);
 /* Weights leave RAM and the device: COLD. The text service goes with them. again: it comes back at once, so its room and its state
  * pages stay. */
 void models_forget(struct broker *b, struct model *m, bool again, const char *why);
+
+/* Whoever asked for it to be loaded hears how that ended; why NULL: it is there. */
+void models_answer_asks(struct broker *b, struct model *m, const struct err *why);
 
 /* ---- models_window.c ---- */
 

@@ -269,8 +269,8 @@ static int load_room(struct broker *b, struct model *m, struct err *err)
         m->claim = 0;
         return 0; /* memory is lent: when it comes back, a turn comes */
     }
-    if (m->swap
-            .in_turn) { /* its loader was killed, or it came by a window and its worker: the room is its own, unless a recovered state took more */
+    /* Its loader was killed, or it came by a window and its worker was: the room is its own, unless a recovered state took more. */
+    if (m->swap.in_turn) {
         m->swap.in_turn = false;
         used = swap_used(b);
         if (used + need <= budget && need <= models_available(&b->models)) {

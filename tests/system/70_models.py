@@ -66,7 +66,7 @@ def a_plan_knows_names_too():
     with House() as house:
         file = os.path.join(FIXTURES, "hearth-tiny.gguf")
         assert house.hearth("plan", "--device", "cpu", "--json", "hearth-tiny").stdout == house.hearth("plan", "--device", "cpu", "--json", file).stdout
-        wrong = house.hearth("plan", "hearth-tinny", check=False)
+        wrong = house.hearth("plan", "--device", "cpu", "hearth-tinny", check=False)
         assert wrong.returncode == 4 and "hearth-tinny" in one_line(wrong.stderr), wrong
 
 

@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+static _Atomic int started; /* main has: what a library does before is not ours to judge */
 static _Atomic long calls;
 static _Thread_local int inside; /* dlsym allocates */
 
@@ -22,7 +23,7 @@ static int strikes(const char *what)
 {
     const char *named = getenv("HEARTH_FAULT"), *at = getenv("HEARTH_FAULT_AT");
     const char *in = getenv("HEARTH_FAULT_IN"), *once = getenv("HEARTH_FAULT_ONCE");
-    return !inside && named && at && strcmp(named, what) == 0 &&
+    return started && !inside && named && at && strcmp(named, what) == 0 &&
            (!in || strcmp(in, program_invocation_short_name) == 0) &&
            atomic_fetch_add(&calls, 1) + 1 == atol(at) && (!once || unlink(once) == 0);
 }
@@ -67,6 +68,29 @@ static void find_real(const char *name, void *fn)
     void *found = dlsym(RTLD_NEXT, name);
     inside--;
     memcpy(fn, &found, sizeof found);
+}
+
+static int (*real_main)(int, char **, char **);
+
+static int begin(int argc, char **argv, char **environment)
+{
+    started = 1;
+    return real_main(argc, argv, environment);
+}
+
+int __libc_start_main(int (*program)(int, char **, char **), int argc, char **argv,
+                      void (*init)(void), void (*fini)(void), void (*loader_fini)(void),
+                      void *stack_end);
+
+int __libc_start_main(int (*program)(int, char **, char **), int argc, char **argv,
+                      void (*init)(void), void (*fini)(void), void (*loader_fini)(void),
+                      void *stack_end)
+{
+    int (*next)(int (*)(int, char **, char **), int, char **, void (*)(void), void (*)(void),
+                void (*)(void), void *);
+    find_real("__libc_start_main", &next);
+    real_main = program;
+    return next(begin, argc, argv, init, fini, loader_fini, stack_end);
 }
 
 void *mmap(void *at, size_t n, int prot, int flags, int fd, off_t off)

@@ -11,7 +11,6 @@ import random
 import struct
 import sys
 import tempfile
-import threading
 import time
 
 EMULATED = os.environ.get("HEARTH_EMULATED")
@@ -29,6 +28,7 @@ if EMULATED:
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "system"))
 from house import House, lines, main, wait_for  # noqa: E402
 from scripted import BOOL, F32, I32, STRING, U32, Vocabulary, array, pair, text  # noqa: E402
+from streams import Streams  # noqa: E402
 
 DIM, N_HEADS, FFN, RANK, STREAMS, ANSWERS = 64, 2, 64, 4, 3, 12
 KILLS = int(sys.argv[1]) if len(sys.argv) > 1 else 6
@@ -96,16 +96,8 @@ def job(i, n=24):
     return ("complete", "--ids", *kind, "--seed", i, "-n", n + i % 5, "-m", "tuned" if i % 3 == 2 else "mini", "w1w%d w%d" % (i, 9 + i))
 
 
-def more(finished, wrong):
-    """A worker that has just come gets as far as an answer: it tests its device first."""
-    before, until = len(finished), time.monotonic() + 20
-    while len(finished) == before and not wrong and time.monotonic() < until:
-        time.sleep(0.05)
-
-
 def nothing_is_lost(base, models):
     chance = random.Random(1)
-    wrong, finished, stop = [], [], threading.Event()
     config, lora = os.path.join(base, "hearth.conf"), os.path.join(base, "adapter.gguf")
     adapter(lora)
     with open(config, "w") as f:
@@ -114,33 +106,15 @@ def nothing_is_lost(base, models):
         wanted = {i: house.hearth(*job(i)).stdout for i in range(8)}
         assert wanted[2] != house.hearth(*job(2)[:-2], "mini", job(2)[-1]).stdout  # the adapter acts
 
-        def client(number):
-            own = random.Random(number)
-            while not stop.is_set():
-                i = own.randrange(len(wanted))
-                process = house.popen(*job(i))
-                out, err = process.communicate(timeout=100)
-                if process.returncode != 0 or out != wanted[i]:
-                    wrong.append((i, process.returncode, err.decode(), out, wanted[i]))
-                    return
-                finished.append(i)
-
-        clients = [threading.Thread(target=client, args=(n,)) for n in range(STREAMS)]
-        for thread in clients:
-            thread.start()
         killed = 0
         until = time.monotonic() + 20 * KILLS  # a kill comes when answers are under way, not at a pace
-        while (killed < KILLS or len(finished) < ANSWERS) and not wrong and time.monotonic() < until:
-            time.sleep(chance.uniform(0.2, 1.0))
-            killed += house.kill("broker" if killed == 3 else "worker") is not None
-            more(finished, wrong)
-        stop.set()
-        for thread in clients:
-            thread.join(150)
-            assert not thread.is_alive(), house.log()
-        assert not wrong, (wrong[0], house.log()[-6000:])
+        with Streams(house, job, wanted, STREAMS) as streams:
+            while (killed < KILLS or len(streams.finished) < ANSWERS) and not streams.wrong and time.monotonic() < until:
+                time.sleep(chance.uniform(0.2, 1.0))
+                killed += house.kill("broker" if killed == 3 else "worker") is not None
+                streams.more()  # a worker that has just come tests its device first
         assert killed >= KILLS and "poison" not in house.log(), killed
-    print("info %d kills, %d requests finished, none different" % (killed, len(finished)))
+    print("info %d kills, %d requests finished, none different" % (killed, len(streams.finished)))
 
 
 def say(i):
@@ -150,7 +124,7 @@ def say(i):
 def weights_stay_while_states_come_and_go(base, models):
     """RAM holds two models' weights and one's state: each swap binds what the worker has mapped and registered already. Kills make it
     begin anew."""
-    chance, finished, wrong, stop = random.Random(2), [], [], threading.Event()
+    chance = random.Random(2)
     model(os.path.join(models, "mono.gguf"), seed=7)
     with House("--ram-budget", "280K", "--sequences", "2", "--min-residency", "0", "--swap-wait-max", "1", *DEVICE,
                models=models) as house:
@@ -161,35 +135,17 @@ def weights_stay_while_states_come_and_go(base, models):
         counts = [house.log().count(what) for what in ("are registered for DMA", "cold -> loading", "-> resident")]
         assert (refused or counts[0] == 2) and counts[1] == 2 and counts[2] >= 8, (counts, house.log()[-6000:])
 
-        def client(number):
-            own = random.Random(number)
-            while not stop.is_set():
-                i = own.randrange(len(wanted))
-                process = house.popen(*say(i))
-                out, err = process.communicate(timeout=100)
-                if process.returncode != 0 or out != wanted[i]:
-                    wrong.append((i, process.returncode, err.decode(), out, wanted[i]))
-                    return
-                finished.append(i)
-
-        clients = [threading.Thread(target=client, args=(n,)) for n in range(STREAMS)]
-        for thread in clients:
-            thread.start()
-        for killed in range(KILLS // 2):
-            time.sleep(chance.uniform(0.1, 0.6))
-            house.kill("broker" if killed % 3 == 2 else "worker")
-            more(finished, wrong)
-        stop.set()
-        for thread in clients:
-            thread.join(150)
-            assert not thread.is_alive(), house.log()
-        assert not wrong, (wrong[0], house.log()[-6000:])
+        with Streams(house, say, wanted, STREAMS) as streams:
+            for killed in range(KILLS // 2):
+                time.sleep(chance.uniform(0.1, 0.6))
+                house.kill("broker" if killed % 3 == 2 else "worker")
+                streams.more()
         house.hearth("unload", "mini")
         house.hearth("unload", "mono")
         wait_for("unloading", lambda: not [m for m in house.status()["models"] if m["state"] != "cold"])
         assert "let go" in house.log()
         print("info %d requests finished, %d models bound, %d times registered" % (
-            len(finished), house.log().count("-> resident"), house.log().count("are registered for DMA")))
+            len(streams.finished), house.log().count("-> resident"), house.log().count("are registered for DMA")))
     os.unlink(os.path.join(models, "mono.gguf"))
 
 

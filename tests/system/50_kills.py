@@ -4,10 +4,10 @@ The campaign: HEARTH_LONG=1 python3 50_kills.py [KILLS] [SEED]; in CI a short on
 import os
 import random
 import sys
-import threading
 import time
 
 from house import LONG, House, main, wait_for
+from streams import Streams
 
 KILLS = int(sys.argv[1]) if len(sys.argv) > 1 else 200 if LONG else 15
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 1
@@ -29,48 +29,22 @@ def job(i):
 
 def nothing_is_lost():
     chance = random.Random(SEED)
-    wrong, finished, stop = [], [], threading.Event()
     with House() as house:
-        kinds = range(30)
-        wanted = {i: house.hearth(*job(i)).stdout for i in kinds}
-
-        def client(number):
-            own = random.Random(SEED * 1000 + number)
-            while not stop.is_set():
-                i = own.choice(kinds)
-                process = house.popen(*job(i))
-                try:
-                    out, err = process.communicate(timeout=150)
-                except Exception as e:  # a hang is the worst result: say what hung
-                    process.kill()
-                    wrong.append((i, "hung", repr(e)))
-                    return
-                if process.returncode != 0 or out != wanted[i]:
-                    wrong.append((i, process.returncode, err.decode(), out, wanted[i]))
-                    return
-                finished.append(i)
-
-        clients = [threading.Thread(target=client, args=(n,)) for n in range(STREAMS)]
-        for thread in clients:
-            thread.start()
+        wanted = {i: house.hearth(*job(i)).stdout for i in range(30)}
         killed = 0
         until = time.monotonic() + (3600 if KILLS > 50 else 200)
-        while killed < KILLS and not wrong and time.monotonic() < until:
-            time.sleep(chance.uniform(0.0, 0.5))
-            role = chance.choice(ROLES)
-            probe = house.hearth("status", "--json", check=False)
-            if probe.returncode == 0 and house.kill(role):
-                killed += 1
-        stop.set()
-        for thread in clients:
-            thread.join(200)
-            assert not thread.is_alive()
-        assert not wrong, (wrong[0], house.log()[-6000:])
+        with Streams(house, job, wanted, STREAMS, SEED) as streams:
+            while killed < KILLS and not streams.wrong and time.monotonic() < until:
+                time.sleep(chance.uniform(0.0, 0.5))
+                role = chance.choice(ROLES)
+                probe = house.hearth("status", "--json", check=False)
+                if probe.returncode == 0 and house.kill(role):
+                    killed += 1
         assert killed == KILLS, killed
         assert "poison" not in house.log()
         wait_for("readiness after it all", lambda: house.status()["ready"])
         assert house.ids(*job(3)[2:]) == [int(x) for x in wanted[3].split()]
-    print("info %d kills, seed %d, %d requests finished, none different" % (killed, SEED, len(finished)))
+    print("info %d kills, seed %d, %d requests finished, none different" % (killed, SEED, len(streams.finished)))
 
 
 main(nothing_is_lost)

@@ -5,10 +5,10 @@ import random
 import shutil
 import sys
 import tempfile
-import threading
 import time
 
 from house import LONG, House, lines, main, one_line, wait_for
+from streams import Streams
 
 SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 300 if LONG else 12
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 1
@@ -34,48 +34,22 @@ def swaps(house):
 
 def a_storm_changes_nothing(directory):
     chance = random.Random(SEED)
-    kinds = range(24)
     with House(*ONE_FITS, models=directory) as house:
-        wanted = {i: house.hearth(*job(i)).stdout for i in kinds}
+        wanted = {i: house.hearth(*job(i)).stdout for i in range(24)}
         before = swaps(house)
         assert house.status()["swaps"] >= 2, house.log()[-6000:]  # of three models one has room
-        wrong, finished, stop = [], [], threading.Event()
-
-        def client(number):
-            own = random.Random(SEED * 1000 + number)
-            while not stop.is_set():
-                i = own.choice(kinds)
-                process = house.popen(*job(i))
-                try:
-                    out, err = process.communicate(timeout=150)
-                except Exception as e:
-                    process.kill()
-                    wrong.append((i, "hung", repr(e)))
-                    return
-                if process.returncode != 0 or out != wanted[i]:
-                    wrong.append((i, process.returncode, err.decode(), out, wanted[i]))
-                    return
-                finished.append(i)
-
-        clients = [threading.Thread(target=client, args=(n,)) for n in range(8)]
-        for thread in clients:
-            thread.start()
         killed = 0
         until = time.monotonic() + SECONDS
-        while not wrong and time.monotonic() < until:
-            stop.wait(chance.uniform(0.3, 1.5))
-            probe = house.hearth("status", "--json", check=False)
-            if probe.returncode == 0 and house.kill(chance.choice(ROLES)):
-                killed += 1
-        stop.set()
-        for thread in clients:
-            thread.join(200)
-            assert not thread.is_alive()
-        assert not wrong, (wrong[0], house.log()[-6000:])
-        assert {i % 3 for i in finished} == {0, 1, 2}
+        with Streams(house, job, wanted, 8, SEED) as streams:
+            while not streams.wrong and time.monotonic() < until:
+                time.sleep(chance.uniform(0.3, 1.5))
+                probe = house.hearth("status", "--json", check=False)
+                if probe.returncode == 0 and house.kill(chance.choice(ROLES)):
+                    killed += 1
+        assert {i % 3 for i in streams.finished} == {0, 1, 2}
         assert "poison" not in house.log()
         print("info %d requests, %d swaps, %d kills, seed %d, none different" %
-              (len(finished), swaps(house) - before, killed, SEED))
+              (len(streams.finished), swaps(house) - before, killed, SEED))
 
 
 def one_that_cannot_load_brings_the_old_one_back(directory):

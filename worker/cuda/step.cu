@@ -114,7 +114,9 @@ struct cuda_line *cuda_step_line(struct cuda_step *step, uint32_t n_args, size_t
     line->n_args = n_args;
     line->args_at = (uint32_t)l->n_bytes;
     line->bytes = (uint32_t)size;
-    memset(l->bytes + l->n_bytes, 0, size);
+    if (size > 0) { /* a turn of a slot has no values */
+        memset(l->bytes + l->n_bytes, 0, size);
+    }
     *offsets = (uint32_t *)(void *)(l->bytes + l->n_bytes);
     *values = l->bytes + l->n_bytes + head;
     l->n_bytes += size;

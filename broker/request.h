@@ -76,8 +76,8 @@ struct request {
     bool detach;
     uint32_t worker; /* child that owns the log; 0: the broker */
     bool releasing;  /* WorkerRelease is out */
-    bool
-        yields; /* ... because its place, which it had for a while, goes to one that has waited too long */
+    /* ... because its place, which it had for a while, goes to one that has waited too long. */
+    bool yields;
     bool by_age;            /* it has its place because it had waited too long */
     bool ending;            /* WorkerCancel is out */
     bool told;              /* WorkerTake went out to this worker (or its Hello listed it) */

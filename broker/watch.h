@@ -32,8 +32,8 @@ struct watch_worker {
     uint32_t seen;      /* sum of the words of its models */
     uint64_t looked_ms; /* the last look; 0: none */
     uint64_t quiet_ms;  /* how long it owned work and nothing moved */
-    uint64_t
-        stopped_ms; /* how long it was stopped, before its Hello or as it takes or leaves a model */
+    /* How long it was stopped, before its Hello or as it takes or leaves a model. */
+    uint64_t stopped_ms;
     uint32_t layer_us[WATCH_SAMPLES];
     uint32_t n_samples; /* ever taken */
 };

@@ -90,8 +90,8 @@ int channel_recv(int fd, struct channel_msg *msg, int fds[CHANNEL_FDS_MAX], bool
             continue;
         }
         if (n < 0 && errno == ECONNRESET && !reset) {
-            reset =
-                true; /* it left without reading all that we said; what it said before is still here */
+            /* It left without reading all that we said; what it said before is still here. */
+            reset = true;
             continue;
         }
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {

@@ -44,8 +44,8 @@ struct matrix {
     const uint8_t *const
         *places; /* [n_experts] where each expert begins; NULL: expert_bytes apart */
     const struct low_rank *low_rank; /* what an adapter adds to its products (layer.h); or NULL */
-    void *
-        streamed; /* the backend's: it comes to data when a product needs it; NULL: it stands there */
+    /* The backend's: it comes to data when a product needs it; NULL: it stands there. */
+    void *streamed;
 };
 
 /* Where a tensor stands that a device has no room for: in the host's memory, re-laid as on the device (spill.h). */

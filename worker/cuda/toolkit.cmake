@@ -33,7 +33,7 @@ else()
     if(version VERSION_LESS HEARTH_NVCC_OLDEST)
         set(why "nvcc ${version} is older than ${HEARTH_NVCC_OLDEST}")
     else()
-        set(CMAKE_CUDA_COMPILER "${HEARTH_NVCC}")
+        set(ENV{CUDACXX} "${HEARTH_NVCC}") # check_language tries it; a compiler that is set it believes
         check_language(CUDA)
         if(NOT CMAKE_CUDA_COMPILER)
             set(why "nvcc ${version} does not work with this machine's C++ compiler")
